@@ -1,0 +1,38 @@
+# `make run` trains and reports the main job on this machine; `make test` checks the code. Folders and flags can be named:
+#   make run CONFIG=configs/storyworld.py:smoke WORKDIR=runs/smoke ARGS=--config.seed=1
+#   make test PYTHON=python3.12 VENV=.venv312 TESTS=tests/interleave
+
+PYTHON ?= python3
+VENV ?= .venv
+CONFIG ?= configs/storyworld.py:tiny
+WORKDIR ?= runs/tiny
+ARGS ?=
+TESTS ?= tests
+export PYTHON VENV
+
+.PHONY: run test test-peers lint clean
+
+run:
+	@launch/local.sh run --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)
+
+# Two workers: compilation is mostly one thread, and a file stays in one worker so that its fixtures are made once.
+test:
+	@launch/local.sh install test
+	@$(VENV)/bin/python -m pytest -q -n 2 --dist=loadfile -m 'not slow' --ignore=tests/peers $(TESTS)
+
+# Comparisons with other libraries; pytest fails where it finds no test, so that an empty folder is told before.
+test-peers:
+ifeq ($(wildcard tests/peers/test_*.py),)
+	@echo 'tests/peers holds no test: nothing to compare'
+else
+	@launch/local.sh install test,peers
+	@$(VENV)/bin/python -m pytest -q -m 'not slow' tests/peers
+endif
+
+lint:
+	@launch/local.sh install test
+	@$(VENV)/bin/ruff check --quiet --output-format=concise .
+
+clean:
+	@rm -rf .venv* runs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,128 @@
+"""Storyworld: the whole pipeline of both papers on a procedural world that runs, and can be checked, anywhere.
+
+    python -m intersyn_jax run --config=configs/storyworld.py:tiny --workdir=runs/tiny
+
+Sizes: `smoke` (all stages in about 90 s on 2 CPU cores, no claim of quality), `tiny` (CPU, the main job), `small`
+(one GPU, about ten times larger, 64-pixel pictures with jitter).
+"""
+
+from ml_collections import ConfigDict
+
+from intersyn_jax.errors import UserError
+
+
+def get_config(size: str = 'tiny') -> ConfigDict:
+  if size not in _SIZES:
+    raise UserError(f'configs/storyworld.py:{size}: no such size; use {", ".join(_SIZES)}')
+  config = _tiny()
+  config.update(_SIZES[size]())
+  return config
+
+
+def _optimizer(**fields) -> dict:
+  """Muon for the trunk's matrices, Adam for the rest; the number of steps comes from the stage."""
+  return dict(name='muon', learning_rate=0.02, adam_learning_rate=3e-3, schedule='linear', warmup=20, floor=0.05,
+              clip=1.0, weight_decay=0.0, b1=0.9, b2=0.98, momentum=0.95, frozen=()) | fields
+
+
+def _tiny() -> ConfigDict:
+  c = ConfigDict()
+  c.name = 'storyworld'
+  c.seed = 0
+  c.mesh = dict(replica=1, fsdp=-1, tensor=1)
+
+  # Pictures: a 4x4 grid of cells. Counts are conversations; `interleaved` is the N of DESIGN 4.
+  c.data = ConfigDict(dict(
+      source='storyworld', path='', images='', pixels=32, jitter=0, objects=2, steps=(1, 2, 2, 3), turns=(1, 1, 1, 2),
+      counts=dict(interleaved=1500, understanding=4000, text_to_image=6000, roles=16000, roles_interleaved=4000,
+                  gold=3000, questions=4000, validation=256, test=1500),
+      shard_records=2000))
+
+  c.text = ConfigDict(dict(size=768))
+  c.image = ConfigDict(dict(
+      downsample=8, channels=128, blocks=1, kernel=1, codebook=512, depth=1, code_dim=32,
+      pictures=12000, batch=64, autoencoder=250, steps=900, learning_rate=2e-3))
+
+  c.model = ConfigDict(dict(
+      width=96, layers=3, heads=3, kv_heads=3, head_width=32, mlp_width=384, rope_base=10_000.0, remat='none',
+      dtype='float32', mix=4, image_head='flat'))
+
+  c.decode = ConfigDict(dict(
+      rows=128, max_positions=128, max_images=3,
+      text_temperature=1.0, text_top_k=0, text_top_p=1.0,
+      image_temperature=1.0, image_top_k=0, image_top_p=1.0, guidance=1.0))
+
+  # Supervised stages. `mix` weighs documents; `row_length` is T of a packed row.
+  c.warmup = ConfigDict(dict(
+      mix=dict(interleaved=0.4, understanding=0.2, text_to_image=0.4), steps=1000, rows=12, row_length=192,
+      micro_batches=1, null_prompt_rate=0.1, optimizer=_optimizer(), checkpoint_every=250, log_every=10,
+      # The control `warmup_long`: warm-up gone on for as long as `finetune` and `grpo` take together.
+      long_steps=1500))
+  c.writer = ConfigDict(dict(
+      mix=dict(roles=0.6, roles_interleaved=0.1, text_to_image=0.3), steps=1000, rows=12, row_length=256,
+      micro_batches=1, null_prompt_rate=0.1, optimizer=_optimizer(), checkpoint_every=250, log_every=10))
+
+  c.judge = ConfigDict(dict(
+      layers=2, answers=6000, clean=0.25, steps=600, rows=48, view_length=128, max_steps=3,
+      init='warmup', optimizer=_optimizer(learning_rate=0.01, adam_learning_rate=2e-3), checkpoint_every=200, log_every=10))
+
+  c.synthesize = ConfigDict(dict(
+      conversations=1500, window=256, rounds=dict(question=2, answer=2, image=2), accept='gated', turns=(1, 2),
+      word_limits=dict(question=50, caption=65), retries=2, topics='', templates='', duplicate_similarity=0.9,
+      rows=128, rooms=dict(prompts=(48, 96, 224), short=56, long=144, critic=24), shard_records=500))
+
+  c.finetune = ConfigDict(dict(
+      mix=dict(synthesized=0.6, understanding=0.15, text_to_image=0.25), steps=500, rows=12, row_length=256,
+      micro_batches=1, null_prompt_rate=0.1,
+      optimizer=_optimizer(learning_rate=0.01, adam_learning_rate=1.5e-3), checkpoint_every=250, log_every=10))
+
+  c.grpo = ConfigDict(dict(
+      init='finetune', questions='questions', steps=150, prompts=8, group_size=8, max_prompt=48, max_positions=112,
+      reward=dict(textual=1.0, visual=1.0, format=1.0), process=True, process_normalise='group',
+      advantage_scale='group', clip_low=0.2, clip_high=0.2, kl=0.02, kl_estimator='k3', aggregation='sequence',
+      code_ratio='position', inner_epochs=1, minibatches=1, micro_batches=1,
+      optimizer=_optimizer(name='adamw', learning_rate=3e-4, warmup=5, schedule='constant', b2=0.95),
+      log_prob_chunk=0, checkpoint_every=25))
+
+  c.evaluate = ConfigDict(dict(prompts=256, decodings=('sampled', 'greedy'), bootstrap=2000, gallery=8))
+  c.report = ConfigDict(dict(conversations=4, wandb=''))
+  return c
+
+
+def _smoke() -> dict:
+  return dict(
+      data=dict(counts=dict(interleaved=60, understanding=60, text_to_image=60, roles=120, roles_interleaved=40,
+                            gold=40, questions=40, validation=16, test=32), shard_records=64),
+      image=dict(pictures=256, batch=32, autoencoder=20, steps=60, channels=32, codebook=64),
+      model=dict(width=32, layers=2, heads=2, kv_heads=1, head_width=16, mlp_width=64),
+      decode=dict(rows=16, max_positions=96),
+      warmup=dict(steps=20, rows=4, checkpoint_every=10, long_steps=10),
+      writer=dict(steps=20, rows=4, checkpoint_every=10),
+      judge=dict(layers=1, answers=64, steps=10, rows=8, checkpoint_every=5),
+      synthesize=dict(conversations=8, window=4, rows=16, rooms=dict(prompts=(224,)), shard_records=4),
+      finetune=dict(steps=10, rows=4, checkpoint_every=5),
+      grpo=dict(steps=4, prompts=2, group_size=4, checkpoint_every=2),
+      evaluate=dict(prompts=16, bootstrap=200, gallery=2))
+
+
+def _small() -> dict:
+  return dict(
+      data=dict(pixels=64, jitter=1, objects=3,
+                counts=dict(interleaved=8000, understanding=40000, text_to_image=60000, roles=120000,
+                            roles_interleaved=30000, gold=12000, questions=20000, validation=512, test=2000), shard_records=8000),
+      image=dict(codebook=1024, channels=256, kernel=3, code_dim=64, pictures=40000, steps=4000, autoencoder=1000),
+      text=dict(size=1024),
+      model=dict(width=384, layers=8, heads=6, kv_heads=6, head_width=64, mlp_width=1536),
+      decode=dict(rows=512, max_positions=320),
+      warmup=dict(steps=2500, rows=64, row_length=384, long_steps=2500,
+                  optimizer=dict(learning_rate=0.01, adam_learning_rate=1e-3), checkpoint_every=1000),
+      writer=dict(steps=2500, rows=64, row_length=384,
+                  optimizer=dict(learning_rate=0.01, adam_learning_rate=1e-3), checkpoint_every=1000),
+      judge=dict(layers=4, answers=30000, steps=1500, rows=128, view_length=320, checkpoint_every=1000),
+      synthesize=dict(conversations=8000, window=1024),
+      finetune=dict(steps=1200, rows=64, row_length=512, optimizer=dict(learning_rate=0.005, adam_learning_rate=5e-4),
+                    checkpoint_every=1000),
+      grpo=dict(steps=200, prompts=32, group_size=16, max_prompt=64, max_positions=288, optimizer=dict(learning_rate=1e-4), checkpoint_every=100))
+
+
+_SIZES = {'smoke': _smoke, 'tiny': dict, 'small': _small}

@@ -1,0 +1,72 @@
+"""The command line: `python -m intersyn_jax STAGE --config=FILE.py[:ARG] --workdir=DIR [--config.FIELD=VALUE ...]`.
+
+Nothing slow is imported before the stage and its configuration are known to be right, so that help and mistakes are told at
+once. A mistake of the user is one line and exit code 2; a traceback is a bug.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from intersyn_jax.errors import UserError
+from intersyn_jax.stages import STAGES
+
+USAGE = """python -m intersyn_jax STAGE --config=FILE.py[:ARG] --workdir=DIR [--config.FIELD=VALUE ...]
+
+stages
+{stages}
+
+flags
+  --config=FILE.py:ARG     a Python file with get_config(arg), e.g. configs/storyworld.py:tiny
+  --config.FIELD=VALUE     another value for one field, e.g. --config.grpo.group_size=8
+  --workdir=DIR            where the stages keep their results; the same folder resumes
+  --NAME=VALUE             a flag of the stage itself, e.g. sample --question='...'
+
+example
+  python -m intersyn_jax run --config=configs/storyworld.py:tiny --workdir=runs/tiny"""
+
+
+def main(arguments: list[str]) -> int:
+  """Runs one command and gives its exit code: 0, or 2 for a user's mistake."""
+  if not arguments or arguments[0] in ('-h', '--help', 'help') or '--help' in arguments:
+    width = max(map(len, STAGES))
+    print(USAGE.format(stages='\n'.join(f'  {name:<{width}}  {what}' for name, what in STAGES.items())))
+    return 0 if arguments else 2
+  try:
+    _start(arguments)
+  except UserError as e:
+    print(f'error: {" ".join(str(e).split())}', file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print('interrupted; the same command goes on from here', file=sys.stderr)
+    return 130
+  return 0
+
+
+def _start(arguments: list[str]) -> None:
+  # Lazy: these pull in ml_collections, then jax.
+  from intersyn_jax.stages import settings
+  command = settings.parse(arguments)
+  if command.stage == 'doctor':
+    settings.quiet()
+    from intersyn_jax.stages import doctor
+    doctor.check(command.config)
+    return
+  settings.quiet()
+  settings.cache()
+  settings.start_processes()
+  from intersyn_jax.stages import PIPELINE
+  from intersyn_jax.stages.common import Run, run_stage
+  run = Run(command.config, command.workdir, command.options)
+  if command.stage in PIPELINE:
+    run_stage(run, command.stage)
+  elif command.stage == 'run':
+    from intersyn_jax.stages import run as pipeline
+    pipeline.run(run)
+  else:
+    import importlib
+    importlib.import_module(f'intersyn_jax.stages.{command.stage}').run(run)
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""Datasets: record formats, importers, builders, the input pipeline, and the Storyworld corpus."""

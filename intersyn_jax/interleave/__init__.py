@@ -1,0 +1,1 @@
+"""Floor 0: conversations, the token layout and the answer grammar."""

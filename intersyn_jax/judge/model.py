@@ -1,0 +1,180 @@
+"""The judge: first layers of a unified model and four ordinal heads (DESIGN 8).
+
+A score 0-5 is five cumulative questions, "above 0?" to "above 4?", as logits that fall from one to the next by
+construction; the score is the sum of their probabilities, which is the expectation, and is never rounded.
+
+Letters: B rows, S steps at most, L positions of a view, K cumulative questions, d model width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from intersyn_jax.errors import UserError
+from intersyn_jax.interleave.layout import Layout, TokenBatch
+from intersyn_jax.interleave.types import DIMENSIONS
+from intersyn_jax.judge import views
+from intersyn_jax.judge.views import IQ, View, Views, Widths
+from intersyn_jax.models.definition import Definition, Params, constant, normal, param
+from intersyn_jax.models.unified import Backbone, ModelConfig
+
+TOP = 5
+"""K: the highest score, and how many cumulative questions there are."""
+
+GAP = 1.0
+"""Where the distance of neighbouring logits starts (before softplus)."""
+
+
+class Judge(nnx.Module):
+  """Backbone and heads."""
+
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    d, n = config.trunk.width, len(DIMENSIONS)
+    self.backbone = Backbone(config, rngs)
+    self.score_head = param(rngs, (d, n * TOP), ('embed', 'width'), normal(0.02))
+    self.score_bias = param(rngs, (n * TOP,), ('width',), constant(0.0))
+
+  def logits(self, hidden: jax.Array) -> jax.Array:
+    """Cumulative logits [...,4,K] in float32 of hidden states [...,d]: the k-th is that of "above k"."""
+    raw = (hidden @ self.score_head[...].astype(hidden.dtype)).astype(jnp.float32) + self.score_bias[...]
+    raw = raw.reshape(*raw.shape[:-1], len(DIMENSIONS), TOP)
+    gaps = jnp.cumsum(jax.nn.softplus(raw[..., 1:] + GAP), axis=-1)
+    first = raw[..., :1]
+    return jnp.concatenate([first, first - gaps], axis=-1)
+
+
+def define(config: ModelConfig, layers: int) -> Definition:
+  """The judge that has the first `layers` layers of such a model.
+
+  Raises:
+    UserError: the model has fewer layers.
+  """
+  if not 1 <= layers <= config.trunk.layers:
+    raise UserError(f'judge.layers is {layers}; the model has {config.trunk.layers} layers, take 1 to that many')
+  config = dataclasses.replace(config, trunk=dataclasses.replace(config.trunk, layers=layers))
+  return Definition(lambda rngs: Judge(config, rngs))
+
+
+def init_from(policy: Params, judge: Params) -> Params:
+  """The judge's parameters with the embeddings and the first layers of a policy of the same model; heads stay."""
+  layers = lambda mine, theirs: jax.tree.map(lambda a, b: jnp.array(b[:len(a)]), mine, theirs)
+  ours, other = judge['backbone'], policy['backbone']
+  trunk = {name: (layers(value, other['trunk'][name]) if name == 'layers' else jax.tree.map(jnp.array, other['trunk'][name]))
+           for name, value in ours['trunk'].items()}
+  backbone = {name: trunk if name == 'trunk' else jax.tree.map(jnp.array, other[name]) for name in ours}
+  return judge | {'backbone': backbone}
+
+
+def expectation(logits: jax.Array) -> jax.Array:
+  """Score [...] of cumulative logits [...,K]."""
+  return jnp.sum(jax.nn.sigmoid(logits), axis=-1)
+
+
+def cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
+  """Loss [...] of cumulative logits [...,K] against scores [...] that may lie between whole numbers.
+
+  The k-th target is the part of the label above k, clipped to 0..1: the targets sum to the label, so that the
+  expectation is what is learnt.
+  """
+  target = jnp.clip(label[..., None] - jnp.arange(TOP), 0.0, 1.0)
+  return jnp.sum(jax.nn.softplus(logits) - target * logits, axis=-1)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class JudgeScores:
+  """What the judge says of B answers.
+
+  Attributes:
+    whole: float32[B,4], 0-5, in the order of `DIMENSIONS`; NaN where `valid` is False.
+    steps: float32[B,S,4]; 0 where `present` is False, NaN where `valid` is False.
+    present: bool[B,S,4], the steps that have what a dimension scores (see `views` for how each counts its steps).
+    valid: bool[B]; False is a judge failure (the answer does not fit the views, or a score is not finite). Such answers
+      are left out of means and counted; they have no score.
+  """
+
+  whole: jax.Array
+  steps: jax.Array
+  present: jax.Array
+  valid: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class SynJudge:
+  """A judge bound to the layout that it reads: everything but the parameters.
+
+  Attributes:
+    definition: from `define`.
+    layout: of the tokens.
+    widths: room of the views; parameters do not depend on it.
+    max_steps: S.
+  """
+
+  definition: Definition
+  layout: Layout
+  widths: Widths
+  max_steps: int
+
+  def score(self, params: Params, batch: TokenBatch) -> JudgeScores:
+    """Scores the last answer of each row [B,T]. Pure; jit it, or call it inside another jit.
+
+    Missing text or pictures give the rubric's zeros, of a step and of the whole. IQ of the whole is the mean of the
+    pictures that are there: it sees each alone and cannot know how many were asked for.
+    """
+    seen = views.build(batch, self.layout, self.widths, self.max_steps)
+    return self.scores_of(params, seen)
+
+  @classmethod
+  def of(cls, model: ModelConfig, layout: Layout, section: Mapping[str, Any]) -> SynJudge:
+    """The judge of a config section: `layers` of the model, `widths` of the views, `max_steps`."""
+    return cls(define(model, section['layers']), layout, Widths(**section['widths']), section['max_steps'])
+
+  def within(self, prompt: int, completion: int) -> SynJudge:
+    """The same judge with the narrowest views that have room for every answer of at most `completion` positions to a
+    prompt of at most `prompt`: cheaper where rows are known to be short, as rollouts are. Same scores up to rounding."""
+    block = 1 + len(self.layout.block.template)
+    images = min(self.max_steps, completion // block) * block
+    return dataclasses.replace(self, widths=Widths(prompt + completion + 1, prompt + images + 1, prompt + completion + 1))
+
+  @functools.cached_property
+  def jitted(self):
+    """`score`, compiled once a shape."""
+    return jax.jit(self.score)
+
+  def scores_of(self, params: Params, seen: Views) -> JudgeScores:
+    """Scores of views that are cut already."""
+    model: Judge = self.definition.bind(params)
+    rows = len(seen.fits)
+    step_scores, whole_scores = [], []
+    for dimension, name in enumerate(DIMENSIONS):
+      ends, whole = read(model, getattr(seen, name), dimension)
+      step = expectation(ends).reshape(rows, self.max_steps)
+      step = jnp.where(seen.present[..., dimension], step, 0.0)
+      if dimension == IQ:
+        count = jnp.sum(seen.present[..., IQ], axis=-1)
+        whole = jnp.sum(step, axis=-1) / jnp.maximum(count, 1)
+      else:
+        whole = expectation(whole)
+      step_scores.append(step)
+      whole_scores.append(jnp.where(seen.shown[:, dimension], whole, 0.0))
+    steps, whole = jnp.stack(step_scores, axis=-1), jnp.stack(whole_scores, axis=-1)
+    finite = jnp.all(jnp.isfinite(whole), axis=-1) & jnp.all(jnp.isfinite(steps), axis=(-1, -2))
+    valid = seen.fits & finite
+    return JudgeScores(jnp.where(valid[:, None], whole, jnp.nan), jnp.where(valid[:, None, None], steps, jnp.nan),
+                       seen.present, valid)
+
+
+def read(model: Judge, view: View, dimension: int) -> tuple[jax.Array, jax.Array]:
+  """Cumulative logits of one dimension from one view: of its steps [B,S,K] and of the whole [B,K], in one causal pass."""
+  hidden = model.backbone(view.tokens)
+  places = jnp.concatenate([jnp.maximum(view.ends, 0).reshape(len(hidden), -1), view.end[:, None]], axis=1)
+  picked = jnp.take_along_axis(hidden, places[..., None], axis=1)
+  logits = model.logits(picked)[..., dimension, :]
+  return logits[:, :-1], logits[:, -1]

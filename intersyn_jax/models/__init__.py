@@ -1,0 +1,1 @@
+"""Floor 2: trunk, image heads, image tokenizer and the unified model."""

@@ -1,0 +1,71 @@
+"""A module split into its structure and a nested dictionary of parameters.
+
+Training, decoding and checkpoints handle the dictionary; `bind` turns it back into a module inside any jax transform.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from intersyn_jax import sharding
+
+Params = dict[str, Any]
+Initializer = Callable[[jax.Array, Sequence[int]], jax.Array]
+
+
+def normal(scale: float) -> Initializer:
+  """Normal initialiser of the given standard deviation."""
+  return lambda key, shape: scale * jax.random.normal(key, shape, jnp.float32)
+
+
+def constant(value: float) -> Initializer:
+  return lambda key, shape: jnp.full(shape, value, jnp.float32)
+
+
+def param(rngs: nnx.Rngs, shape: Sequence[int], axes: Sequence[str], init: Initializer | None = None) -> nnx.Param:
+  """Declares a parameter with its logical axes; a matrix starts as normal(1 / sqrt(inputs))."""
+  init = init or normal(shape[0] ** -0.5)
+  return nnx.Param(init(rngs.params(), tuple(shape)), axes=tuple(axes))
+
+
+def stacked(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> nnx.Module:
+  """`count` modules of one kind as one module whose parameters have a leading axis `layers`."""
+  return nnx.vmap(lambda key: make(nnx.Rngs(params=key)))(jax.random.split(rngs.params(), count))
+
+
+class Definition:
+  """What there is to know of a module before it has parameters.
+
+  Attributes:
+    shapes: nested dictionary of ShapeDtypeStruct.
+    axes: the same dictionary with the logical axes of each parameter.
+  """
+
+  def __init__(self, make: Callable[[nnx.Rngs], nnx.Module]):
+    self._make = make
+    self._graph, state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(params=0))))
+    self.shapes: Params = nnx.to_pure_dict(state)
+    self.axes: Params = nnx.to_pure_dict(jax.tree.map(_axes, state, is_leaf=lambda v: isinstance(v, nnx.Variable)))
+
+  def bind(self, params: Params) -> Any:
+    """The module with these parameters."""
+    return nnx.merge(self._graph, params)
+
+  def shardings(self, mesh: Mesh) -> Params:
+    return sharding.shardings(mesh, self.axes, self.shapes)
+
+  def init(self, key: jax.Array, mesh: Mesh) -> Params:
+    """Fresh parameters, each born in its own sharding."""
+    make = lambda key: nnx.to_pure_dict(nnx.state(self._make(nnx.Rngs(params=key))))
+    return jax.jit(make, out_shardings=self.shardings(mesh))(key)
+
+
+def _axes(variable: nnx.Variable) -> nnx.Variable:
+  names = variable.get_metadata()['axes']
+  return variable.replace(('layers', *names) if variable.get_value().ndim > len(names) else names)

@@ -1,0 +1,179 @@
+"""The decoder trunk: RMSNorm, rotary positions, grouped-query attention, SwiGLU, one scan over layers.
+
+Letters: B batch, T query positions, S key positions, L layers, N heads, K key-value heads, H head width, d model width,
+F feed-forward width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from intersyn_jax.errors import UserError
+from intersyn_jax.models.definition import constant, param, stacked
+
+_REMAT = {
+    'none': None,
+    'full': jax.checkpoint_policies.nothing_saveable,
+    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrunkConfig:
+  """Sizes of a trunk.
+
+  Attributes:
+    width: d. layers: L. heads: N. kv_heads: K. head_width: H. mlp_width: F.
+    rope_base: base of the rotary frequencies.
+    norm_epsilon: of every RMSNorm.
+    remat: what the backward pass keeps: `none` (keeps all), `dots` (matrix products), `full` (nothing).
+    dtype: of activations; parameters stay float32.
+  """
+
+  width: int
+  layers: int
+  heads: int
+  kv_heads: int
+  head_width: int
+  mlp_width: int
+  rope_base: float = 10_000.0
+  norm_epsilon: float = 1e-5
+  remat: str = 'none'
+  dtype: str = 'float32'
+
+  def __post_init__(self):
+    if self.heads % self.kv_heads:
+      raise UserError(f'model.heads {self.heads} is no multiple of model.kv_heads {self.kv_heads}')
+    if self.remat not in _REMAT:
+      raise UserError(f'model.remat {self.remat!r} is none of {", ".join(_REMAT)}')
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class LayerCache:
+  """Keys and values of one layer, [B,K,S,H] each."""
+
+  keys: jax.Array
+  values: jax.Array
+
+
+class RMSNorm(nnx.Module):
+  """Root-mean-square norm with a learned scale, computed in float32."""
+
+  def __init__(self, width: int, epsilon: float, rngs: nnx.Rngs):
+    self.epsilon = epsilon
+    self.scale = param(rngs, (width,), ('width',), constant(1.0))
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
+    return (y * self.scale[...]).astype(x.dtype)
+
+
+def rotate(x: jax.Array, position: jax.Array, base: float) -> jax.Array:
+  """Rotary position embedding of x [B,N,T,H] at positions [B,T] (halves paired, as Llama does)."""
+  half = x.shape[-1] // 2
+  frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  angle = position[:, None, :, None].astype(jnp.float32) * frequency
+  cos, sin = jnp.cos(angle), jnp.sin(angle)
+  a, b = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
+  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+def attend(queries: jax.Array, keys: jax.Array, values: jax.Array, visible: jax.Array) -> jax.Array:
+  """Grouped-query attention: queries [B,N,T,H], keys and values [B,K,S,H], visible bool[B,T,S] -> [B,N,T,H].
+
+  A query that sees nothing (padding) gets a mean of what is there, which nobody reads.
+  """
+  b, n, t, h = queries.shape
+  k, s = keys.shape[1:3]
+  grouped = queries.reshape(b, k, (n // k) * t, h)
+  weights = jnp.einsum('bkqh,bksh->bkqs', grouped, keys, preferred_element_type=jnp.float32) * h ** -0.5
+  weights = jnp.where(visible[:, None], weights.reshape(b, n, t, s), -1e9)
+  weights = jnp.exp(weights - jax.lax.stop_gradient(jnp.max(weights, axis=-1, keepdims=True)))
+  # Normalised after the product with the values: one pass less over [T,S].
+  total = jnp.sum(weights, axis=-1, keepdims=True)
+  weights = weights.reshape(b, k, (n // k) * t, s).astype(values.dtype)
+  return (jnp.einsum('bkqs,bksh->bkqh', weights, values).reshape(b, n, t, h) / total).astype(queries.dtype)
+
+
+def project(x: jax.Array, kernel: nnx.Param) -> jax.Array:
+  """x [...,a] times kernel [a,b]. Rows are flattened first: the gradient of a plain matrix product is twice as fast on CPU."""
+  y = x.reshape(-1, x.shape[-1]) @ kernel[...].astype(x.dtype)
+  return y.reshape(*x.shape[:-1], -1)
+
+
+class Layer(nnx.Module):
+  """One transformer block."""
+
+  def __init__(self, config: TrunkConfig, rngs: nnx.Rngs):
+    self.config = config
+    d, h, f = config.width, config.head_width, config.mlp_width
+    self.attention_norm = RMSNorm(d, config.norm_epsilon, rngs)
+    self.query_kernel = param(rngs, (d, config.heads * h), ('embed', 'heads'))
+    self.key_kernel = param(rngs, (d, config.kv_heads * h), ('embed', 'kv_heads'))
+    self.value_kernel = param(rngs, (d, config.kv_heads * h), ('embed', 'kv_heads'))
+    self.out_kernel = param(rngs, (config.heads * h, d), ('heads', 'embed'))
+    self.mlp_norm = RMSNorm(d, config.norm_epsilon, rngs)
+    self.gate_kernel = param(rngs, (d, f), ('embed', 'mlp'))
+    self.up_kernel = param(rngs, (d, f), ('embed', 'mlp'))
+    self.down_kernel = param(rngs, (f, d), ('mlp', 'embed'))
+
+  def __call__(self, x: jax.Array, position: jax.Array, visible: jax.Array, cache: LayerCache | None = None,
+               index: jax.Array | int = 0) -> tuple[jax.Array, LayerCache]:
+    """x [B,T,d] -> [B,T,d]; with a cache, this call's keys go to places index..index+T of it and all of it is seen."""
+    config = self.config
+    split = lambda y, heads: y.reshape(*y.shape[:2], heads, config.head_width).swapaxes(1, 2)
+    y = self.attention_norm(x)
+    queries = rotate(split(project(y, self.query_kernel), config.heads), position, config.rope_base)
+    keys = rotate(split(project(y, self.key_kernel), config.kv_heads), position, config.rope_base)
+    values = split(project(y, self.value_kernel), config.kv_heads)
+    if cache is not None:
+      keys = jax.lax.dynamic_update_slice_in_dim(cache.keys, keys, index, axis=2)
+      values = jax.lax.dynamic_update_slice_in_dim(cache.values, values, index, axis=2)
+    seen = attend(queries, keys, values, visible).swapaxes(1, 2)
+    x = x + project(seen.reshape(*x.shape[:2], -1), self.out_kernel)
+    y = self.mlp_norm(x)
+    gated = jax.nn.silu(project(y, self.gate_kernel)) * (project(y, self.up_kernel))
+    return x + project(gated, self.down_kernel), LayerCache(keys, values)
+
+
+class Trunk(nnx.Module):
+  """L layers and the last norm."""
+
+  def __init__(self, config: TrunkConfig, rngs: nnx.Rngs):
+    self.config = config
+    self.layers = stacked(lambda rngs: Layer(config, rngs), config.layers, rngs)
+    self.norm = RMSNorm(config.width, config.norm_epsilon, rngs)
+
+  def __call__(self, x: jax.Array, position: jax.Array, visible: jax.Array) -> jax.Array:
+    """x [B,T,d], position int[B,T], visible bool[B,T,T] -> hidden [B,T,d]."""
+    graph, params = nnx.split(self.layers)
+    body = lambda x, layer: (nnx.merge(graph, layer)(x, position, visible)[0], None)
+    if self.config.remat != 'none':
+      body = jax.checkpoint(body, policy=_REMAT[self.config.remat])
+    return self.norm(jax.lax.scan(body, x, params)[0])
+
+  def prefill(self, x: jax.Array, position: jax.Array, visible: jax.Array) -> tuple[jax.Array, list[LayerCache]]:
+    """The same, also returning the keys and values [B,K,T,H] of every layer."""
+    caches = []
+    for layer in self.unstack():
+      x, cache = layer(x, position, visible)
+      caches.append(cache)
+    return self.norm(x), caches
+
+  def unstack(self) -> list[Layer]:
+    """The layers one by one. Slice before a decode loop: inside it every step would copy all weights again."""
+    graph, params = nnx.split(self.layers)
+    return [nnx.merge(graph, jax.tree.map(lambda a, i=i: a[i], params)) for i in range(self.config.layers)]
+
+
+def same_document(document: jax.Array) -> jax.Array:
+  """Who sees whom in packed rows: bool[B,T,T], causal, inside one document, nobody sees padding."""
+  t = document.shape[1]
+  causal = jnp.arange(t)[:, None] >= jnp.arange(t)[None, :]
+  return causal & (document[:, :, None] == document[:, None, :]) & (document[:, None, :] > 0)

@@ -1,0 +1,20 @@
+"""The stages: one short file each, with `run(run: Run) -> dict` giving the flat metrics of its summary."""
+
+STAGES = {
+    'data': 'builds or imports ArrayRecord shards',
+    'tokenizer': 'trains the image tokenizer and the text tokenizer',
+    'warmup': 'supervised training on the hybrid mix (interleaved, understanding, text-to-image)',
+    'judge': 'trains and evaluates SynJudge',
+    'synthesize': 'SEIR: topics and templates in, conversations out',
+    'finetune': 'supervised training on the synthesised conversations',
+    'grpo': 'unified GRPO from the policy that grpo.init names',
+    'evaluate': 'scores the policies on held-out prompts',
+    'report': 'one self-contained HTML page',
+    'run': 'all of the above in order; what is complete is not done again',
+    'sample': 'one question in, an interleaved answer out',
+    'doctor': 'what this machine has, what is missing, what will be used',
+}
+"""Every stage of the command line and what it does."""
+
+PIPELINE = tuple(STAGES)[:9]
+"""What `run` does, in order."""

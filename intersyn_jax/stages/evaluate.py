@@ -1,0 +1,290 @@
+"""Stage `evaluate`: every policy answers the same held-out prompts; SynJudge and the known world score the answers.
+
+What a policy wrote and how it scored is kept in `answers/POLICY.DECODING.npz`, one file at a time, so a killed stage goes
+on with the next one and studies can pool the prompts of several runs. `scores.json`, `by_steps.json`, `skills.json` and
+`gallery.jsonl` are made from these.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from etils import epath
+
+from intersyn_jax.data import images
+from intersyn_jax.decoding.decoder import Decoder
+from intersyn_jax.errors import UserError
+from intersyn_jax.evaluation import answers as answers_lib
+from intersyn_jax.evaluation import skills, statistics
+from intersyn_jax.evaluation.answers import Answers
+from intersyn_jax.evaluation.truth import truth
+from intersyn_jax.interleave import layout
+from intersyn_jax.interleave.layout import TokenBatch
+from intersyn_jax.interleave.types import DIMENSIONS, Conversation, steps_of, text_of
+from intersyn_jax.judge.model import SynJudge
+from intersyn_jax.models.definition import Params
+from intersyn_jax.stages.common import Run, barrier
+from intersyn_jax.stages.parts import POLICIES, Parts
+from intersyn_jax.training import checkpoints
+from intersyn_jax.training.metrics import replace_text
+
+CHANCE = 'chance'
+TRAINED = ('warmup', 'warmup_long', 'finetune', 'finetune_k0', 'finetune_gold', 'grpo')
+"""Policies in the order of tables. Those whose checkpoints are missing are left out (the last controls come from studies)."""
+
+CONTROLS = {'finetune_k0': ('finetune', 'k0', 'checkpoints'), 'finetune_gold': ('finetune', 'gold', 'checkpoints')}
+"""Where studies keep their extra policies."""
+
+PAIRS = (*((CHANCE, name) for name in TRAINED), ('warmup', 'warmup_long'), ('warmup', 'finetune'),
+         ('warmup_long', 'finetune'), ('warmup', 'finetune_k0'), ('finetune_k0', 'finetune'), ('finetune_gold', 'finetune'),
+         ('finetune', 'grpo'), ('warmup', 'grpo'), ('warmup_long', 'grpo'))
+"""(a, b) whose difference b - a is told."""
+
+DECODINGS = {
+    'sampled': dict(text_temperature=1.0, image_temperature=1.0, text_top_k=0, image_top_k=0, text_top_p=1.0, image_top_p=1.0),
+    'greedy': dict(text_temperature=0.0, image_temperature=0.0),
+}
+GROUP = 4
+"""Answers to one prompt when diversity is measured."""
+
+SKILL_SEED = 7_000_000
+"""Skill questions are drawn apart from all shards."""
+
+
+class Prompts(NamedTuple):
+  """The held-out prompts: first-turn questions, their text and tokens, and the number of steps each asks for."""
+
+  conversations: list[Conversation]
+  texts: list[str]
+  tokens: list[TokenBatch]
+  steps: np.ndarray
+
+
+def run(run: Run) -> dict[str, Any]:
+  parts, section = Parts(run), run.config.evaluate
+  run.require('tokenizer', 'warmup', 'judge')
+  for name in section.decodings:
+    if name not in DECODINGS:
+      raise UserError(f'config.evaluate.decodings names {name!r}; there are {", ".join(DECODINGS)}')
+  folder = run.directory('evaluate')
+  policies = [name for name in TRAINED if checkpoints.latest_step(policy_folder(run.workdir, name)) is not None]
+  work = _Work(run, parts, folder, policies)
+  scores = {policy: work.scores(policy) for policy in (CHANCE, *policies)}
+  skill = {policy: work.skills(policy) for policy in policies}
+  if run.active:
+    _write(run, work, folder, scores, skill)
+  barrier('evaluate-written')
+  return _metrics(json.loads((folder / 'scores.json').read_text()), work.failures, work.form, skill)
+
+
+def policy_folder(workdir: epath.Path, name: str) -> epath.Path:
+  """Checkpoint folder of a policy, the studies' controls included."""
+  return workdir.joinpath(*(CONTROLS | POLICIES)[name])
+
+
+def read_scores(workdir: epath.PathLike) -> dict[str, dict[str, dict[str, np.ndarray]]]:
+  """The raw scores of a finished stage: policy -> decoding -> scorer -> float32[N,4]."""
+  found: dict[str, dict[str, dict[str, np.ndarray]]] = {}
+  for policy in (CHANCE, *TRAINED):
+    for decoding in DECODINGS:
+      path = epath.Path(workdir) / 'evaluate' / 'answers' / f'{policy}.{decoding}.npz'
+      if path.exists():
+        _, rest = answers_lib.split(answers_lib.load(path))
+        found.setdefault(policy, {})[decoding] = {s: rest[s] for s in ('judge', 'truth') if s in rest}
+  return found
+
+
+class _Work:
+  """What all policies share, and what is done already."""
+
+  def __init__(self, run: Run, parts: Parts, folder: epath.Path, policies: Sequence[str]):
+    self.run, self.parts, self.folder, self.section = run, parts, folder, run.config.evaluate
+    self.prompts = _prompts(parts, self.section.prompts)
+    self.known_world = run.config.data.source == 'storyworld'
+    self.failures: dict[str, int] = {}
+    self.form: dict[str, dict[str, float]] = {}
+    data = run.config.data
+    self.probes = skills.Probes([], [])
+    if self.known_world:
+      self.probes = skills.probes(SKILL_SEED + run.config.seed, self.section.prompts, parts.encode, pixels=data.pixels,
+                                  jitter=data.jitter)
+    self.questions = [[layout.prompt(c, parts.layout) for c in part] for part in self.probes]
+    bucket = parts.decoder().config.bucket
+    self.length = answers_lib.room([*self.prompts.tokens, *(t for part in self.questions for t in part)], bucket)
+    self.judge = parts.judge()
+    self.decoders = {name: parts.decoder(**DECODINGS[name]) for name in self.section.decodings}
+    # What is there is looked up before anything is written, so that several processes agree on it.
+    self.done = {path.name for path in (folder / 'answers').glob('*')} if (folder / 'answers').exists() else set()
+    barrier('evaluate-begin')
+    todo = [f'{policy}.{decoding}' for policy in policies for decoding in self.decoders]
+    total = len(todo) * len(self.prompts.texts)
+    self.count = sum(len(self.prompts.texts) for name in todo if f'{name}.npz' in self.done)
+    self.progress = run.progress('evaluate', total, self.count, unit='answer')
+    self._policy: tuple[str, Params] | None = None
+
+  def params(self, policy: str) -> Params:
+    """Parameters of a policy; the last one asked for is kept."""
+    if self._policy is None or self._policy[0] != policy:
+      self._policy = None
+      self._policy = (policy, self.parts.load(self.parts.model, policy_folder(self.run.workdir, policy)))
+    return self._policy[1]
+
+  def write(self, decoder: Decoder, policy: str, tokens: Sequence[TokenBatch], requests: Sequence[int],
+            tick: Callable[[int], None] | None = None) -> Answers:
+    return answers_lib.write(decoder, self.params(policy), tokens, requests, length=self.length,
+                             seed=self.run.config.seed, tick=tick)
+
+  def scores(self, policy: str) -> dict[str, dict[str, np.ndarray]]:
+    """decoding -> scorer -> float32[N,4] of a policy, read where it is done, else made and kept."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for decoding, decoder in self.decoders.items():
+      name = f'{policy}.{decoding}'
+      path = self.folder / 'answers' / f'{name}.npz'
+      if path.name in self.done:
+        made, rest = answers_lib.split(answers_lib.load(path))
+      elif policy == CHANCE and found:  # it does not decode: the same answers stand for every decoding
+        rest = next(iter(found.values()))
+        if self.run.active:
+          answers_lib.save(path, made.arrays() | rest)
+      else:
+        made = self._answer(policy, decoder)
+        rest = self._score(made)
+        if self.run.active:
+          answers_lib.save(path, made.arrays() | rest)
+      found[decoding] = rest
+      for scorer, array in rest.items():
+        if failed := int((~np.isfinite(array).all(axis=1)).sum()):
+          self.failures[f'{name}.{scorer}'] = failed
+      self.form[name] = {'well_formed': float(made.well_formed.mean()),
+                         'steps_asked': float((made.well_formed & (made.steps == self.prompts.steps)).mean())}
+    return found
+
+  def _answer(self, policy: str, decoder: Decoder) -> Answers:
+    if policy == CHANCE:
+      return answers_lib.chance(self.parts.conversations('interleaved'), self.parts.layout, len(self.prompts.texts),
+                                decoder.config.max_positions, self.run.config.seed)
+    before = self.count
+    made = self.write(decoder, policy, self.prompts.tokens, np.arange(len(self.prompts.tokens)),
+                      tick=lambda done: self.progress.update(before + done))
+    self.count += len(made)
+    return made
+
+  def _score(self, made: Answers) -> dict[str, np.ndarray]:
+    batch = answers_lib.joined(self.prompts.tokens, made, self.length)
+    rest = {'judge': judged(*self.judge, batch, self.run.config.decode.rows)}
+    if self.known_world:
+      rest['truth'] = truth(self.prompts.texts, made.segments(self.parts.layout), self.parts.decode,
+                            jitter=self.run.config.data.jitter)
+    return rest
+
+  def skills(self, policy: str) -> dict[str, Any]:
+    """Retained skills and diversity of a policy; read where they are done, else made and kept."""
+    path = self.folder / 'answers' / f'{policy}.skills.json'
+    if path.name in self.done:
+      return json.loads(path.read_text())
+    found: dict[str, Any] = {}
+    if self.known_world:
+      greedy = self.decoders.get('greedy') or self.parts.decoder(**DECODINGS['greedy'])
+      said, shown = (self.write(greedy, policy, tokens, np.arange(len(tokens))).segments(self.parts.layout)
+                     for tokens in self.questions)
+      exact = skills.understood(self.probes.understanding, said)
+      icc, objects = skills.drawn(self.probes.drawing, answers_lib.with_pictures(shown, self.parts.decode),
+                                  jitter=self.run.config.data.jitter)
+      found['understanding'] = {'accuracy': _mean(exact, self.section.bootstrap)}
+      found['text_to_image'] = {'icc': _mean(icc, self.section.bootstrap), 'objects': _mean(objects, self.section.bootstrap)}
+    if 'sampled' in self.decoders:
+      chosen = max(1, len(self.prompts.tokens) // GROUP)
+      tokens = [t for t in self.prompts.tokens[:chosen] for _ in range(GROUP)]
+      made = self.write(self.decoders['sampled'], policy, tokens, len(self.prompts.tokens) + np.arange(len(tokens)))
+      found['diversity'] = skills.diversity(made.segments(self.parts.layout), GROUP)
+    if self.run.active:
+      replace_text(path, json.dumps(found))
+    return found
+
+
+def _prompts(parts: Parts, count: int) -> Prompts:
+  test = parts.conversations('test')
+  if len(test) < count:
+    raise UserError(f'config.evaluate.prompts is {count}, but the split test has {len(test)} conversations; lower it, or '
+                    'raise config.data.counts.test in a new work folder')
+  cut = [answers_lib.first_turn(test[i]) for i in range(count)]
+  steps = np.array([len(steps_of(c.turns[0].answer)) for c in cut], np.int32)
+  return Prompts(cut, [text_of(c.turns[0].question) for c in cut], [layout.prompt(c, parts.layout) for c in cut], steps)
+
+
+def judged(judge: SynJudge, params: Params, batch: TokenBatch, rows: int) -> np.ndarray:
+  """SynJudge's scores float32[N,4] of the whole answers in rows [N,T+M]; NaN where it fails.
+
+  The device gets `rows` rows at a time, so that one program serves all.
+  """
+  parts = []
+  for start in range(0, len(batch.text), rows):
+    chunk = jax.tree.map(lambda a, start=start: _filled(a[start:start + rows], rows), batch)
+    parts.append(answers_lib.host(judge.jitted(params, chunk).whole))
+  return np.concatenate(parts)[:len(batch.text)].astype(np.float32)
+
+
+def _filled(array: np.ndarray, rows: int) -> np.ndarray:
+  return np.concatenate([array, np.zeros((rows - len(array), *array.shape[1:]), array.dtype)])
+
+
+def _mean(values: np.ndarray, resamples: int) -> dict[str, Any]:
+  low, high = statistics.interval(values[:, None], statistics.draws(len(values), resamples, 0))
+  return {'mean': float(values.mean()), 'ci95': [float(low[0]), float(high[0])], 'n': len(values)}
+
+
+# Files.
+
+
+def _write(run: Run, work: _Work, folder: epath.Path, scores: statistics.Scores, skill: Mapping[str, Any]) -> None:
+  section = run.config.evaluate
+  bootstrap = dict(resamples=section.bootstrap, seed=run.config.seed)
+  table = statistics.summary(scores, PAIRS, **bootstrap)
+  replace_text(folder / 'scores.json', json.dumps(table, indent=1, allow_nan=False))
+  steps = {policy: {decoding: {scorer: statistics.by_group(array, work.prompts.steps, **bootstrap)
+                               for scorer, array in scorers.items()} for decoding, scorers in decodings.items()}
+           for policy, decodings in scores.items()}
+  replace_text(folder / 'by_steps.json', json.dumps(steps, indent=1, allow_nan=False))
+  form = {policy: {d: work.form[f'{policy}.{d}'] for d in work.decoders} for policy in scores}
+  found = {policy: dict(skill.get(policy, {})) | {'format': form[policy]} for policy in scores}
+  replace_text(folder / 'skills.json', json.dumps(found, indent=1, allow_nan=False))
+  rows = gallery(work.parts, work.prompts, folder, [p for p in scores if p != CHANCE], section.decodings[0],
+                 min(section.gallery, len(work.prompts.texts)))
+  replace_text(folder / 'gallery.jsonl', ''.join(json.dumps(row) + '\n' for row in rows))
+
+
+def gallery(parts: Parts, prompts: Prompts, folder: epath.Path, policies: Sequence[str], decoding: str,
+            count: int) -> list[dict[str, Any]]:
+  """The first questions with the answers of all policies side by side, pictures as base64 PNG."""
+  rows: list[dict[str, Any]] = [{'question': text, 'decoding': decoding, 'policies': {}} for text in prompts.texts[:count]]
+  for policy in policies:
+    made, rest = answers_lib.split(answers_lib.load(folder / 'answers' / f'{policy}.{decoding}.npz'))
+    said = Answers(**{name: array[:count] for name, array in made.arrays().items()}).segments(parts.layout)
+    for i, (answer, pictures) in enumerate(zip(said, answers_lib.with_pictures(said, parts.decode))):
+      queue = iter(pictures)
+      steps = [{'text': text or '', 'image': '' if image is None else base64.b64encode(images.png(next(queue))).decode()}
+               for text, image in steps_of(answer)]
+      scores = {scorer: {d: round(float(v), 3) for d, v in zip(DIMENSIONS, rest[scorer][i])}
+                for scorer in ('judge', 'truth') if scorer in rest and np.isfinite(rest[scorer][i]).all()}
+      rows[i]['policies'][policy] = {'steps': steps, **scores}
+  return rows
+
+
+def _metrics(table: Mapping[str, Any], failures: Mapping[str, int], form: Mapping[str, Mapping[str, float]],
+             skill: Mapping[str, Any]) -> dict[str, Any]:
+  """Flat names such as `grpo.sampled.truth.mean`."""
+  flat: dict[str, Any] = {}
+  for policy, decodings in table['policies'].items():
+    for decoding, scorers in decodings.items():
+      for scorer, dimensions in scorers.items():
+        flat |= {f'{policy}.{decoding}.{scorer}.{d}': value['mean'] for d, value in dimensions.items()}
+      flat |= {f'{policy}.{decoding}.{name}': value for name, value in form[f'{policy}.{decoding}'].items()}
+  for policy, found in skill.items():
+    for part, values in found.items():
+      flat |= {f'{policy}.{part}.{name}': v['mean'] if isinstance(v, dict) else v for name, v in values.items()}
+  return flat | {f'{name}.failures': count for name, count in failures.items()}

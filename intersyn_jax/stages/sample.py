@@ -1,0 +1,161 @@
+"""Stage `sample`: one question in, one interleaved answer out, as files and as a look in the terminal.
+
+    python -m intersyn_jax sample --config=... --workdir=... --question='...' [--policy=grpo] [--greedy] [--seed=0] [--out=DIR]
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jinja2
+import numpy as np
+from etils import epath
+
+from intersyn_jax.data import images
+from intersyn_jax.data.storyworld import language
+from intersyn_jax.errors import UserError
+from intersyn_jax.evaluation import answers as answers_lib
+from intersyn_jax.interleave import layout
+from intersyn_jax.interleave.types import Conversation, Text, Turn, steps_of, text_of
+from intersyn_jax.stages.common import Run
+from intersyn_jax.stages.evaluate import CONTROLS, DECODINGS, policy_folder
+from intersyn_jax.stages.parts import POLICIES, Parts
+from intersyn_jax.training import checkpoints
+from intersyn_jax.training.metrics import replace_text
+
+ZOOM = 8
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{{ question }}</title>
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src 'self'; style-src 'unsafe-inline'">
+<style>body { font: 16px sans-serif; max-width: 44em; margin: 2em auto; } img { image-rendering: pixelated; }</style></head>
+<body><h1>{{ question }}</h1>
+{% for step in steps %}<p>{{ step.text }}</p>{% if step.file %}<p><img src="{{ step.file }}" alt="step {{ loop.index }}"></p>
+{% endif %}{% endfor %}<p><small>{{ policy }}, {{ decoding }}, seed {{ seed }}</small></p></body></html>
+"""
+
+
+class Step(NamedTuple):
+  """One step of the answer: text, picture uint8[H,W,3] or None, and the file that holds it ('' for none)."""
+
+  text: str
+  picture: np.ndarray | None
+  file: str
+
+
+def run(run: Run) -> epath.Path:
+  """Answers `--question` and gives the folder of the files."""
+  options = run.options
+  seed = _number(options.get('seed', '0'))
+  greedy = _truth(options.get('greedy', 'false'))
+  policy = options.get('policy', 'grpo')
+  known = CONTROLS | POLICIES
+  if policy not in known:
+    raise UserError(f'--policy={policy}: no such policy; there are {", ".join(known)}')
+  if 'question' in options and not options['question'].strip():
+    raise UserError("--question is empty: write what to show, or leave the flag out to try a held-out question")
+  run.require('tokenizer')
+  source = policy_folder(run.workdir, policy)
+  if checkpoints.latest_step(source) is None:
+    there = [name for name in known if checkpoints.latest_step(policy_folder(run.workdir, name)) is not None]
+    raise UserError(f'--policy={policy} is not trained in {run.workdir} yet: ' + (
+        f'there are {", ".join(there)}' if there else 'run its stage first'))
+  parts = Parts(run)
+  question = options.get('question') or _held_out(parts, seed)
+  document = layout.prompt(Conversation('question', '', (Turn((Text(question),)),)), parts.layout)
+  limit = run.config.grpo.max_prompt
+  if len(document.text) > limit:
+    raise UserError(f'--question takes {len(document.text)} positions, this model has learnt from at most {limit} '
+                    '(config.grpo.max_prompt): ask a shorter one')
+  if run.config.data.source == 'storyworld' and (strange := strange_words(question)):
+    run.say(f'this model knows the small language of Storyworld only, and not these words: {", ".join(strange)}. '
+            'Leave --question out to see what a question looks like')
+  decoding = 'greedy' if greedy else 'sampled'
+  decoder = parts.decoder(**DECODINGS[decoding], rows=1)
+  made = answers_lib.write(decoder, parts.load(parts.model, source), [document], [0], seed=seed,
+                           length=answers_lib.room([document], decoder.config.bucket))
+  steps = _steps(parts, made.segments(parts.layout)[0])
+  folder = epath.Path(options['out']) if options.get('out') else run.workdir / 'sample' / slug(question)
+  if run.active:
+    _write(folder, question, steps, policy=policy, decoding=decoding, seed=seed)
+    show(question, steps, sys.stdout)
+    run.say(f'files: {folder}')
+  return folder
+
+
+def _number(text: str) -> int:
+  try:
+    return int(text)
+  except ValueError:
+    raise UserError(f'--seed={text} is not a whole number') from None
+
+
+def _truth(text: str) -> bool:
+  if text.lower() not in ('true', 'false', '1', '0'):
+    raise UserError(f'--greedy={text}: write true or false')
+  return text.lower() in ('true', '1')
+
+
+def _held_out(parts: Parts, seed: int) -> str:
+  validation = parts.conversations('validation')
+  return text_of(validation[seed % len(validation)].turns[0].question)
+
+
+def strange_words(question: str) -> list[str]:
+  """The words of a question that Storyworld does not have."""
+  words = dict.fromkeys(language.normalise(question).split())
+  return [word for word in words if word not in language.vocabulary() and word not in '.,:;?!']
+
+
+def slug(text: str) -> str:
+  """A folder name that tells the question."""
+  return re.sub(r'[^a-z0-9]+', '-', text.lower()).strip('-')[:60].strip('-') or 'question'
+
+
+def _steps(parts: Parts, answer: Sequence) -> list[Step]:
+  queue = iter(answers_lib.with_pictures([answer], parts.decode)[0])
+  return [Step(text or '', None if image is None else next(queue), '' if image is None else f'step-{number}.png')
+          for number, (text, image) in enumerate(steps_of(answer), start=1)]
+
+
+def _write(folder: epath.Path, question: str, steps: Sequence[Step], **facts: object) -> None:
+  folder.mkdir(parents=True, exist_ok=True)
+  for old in folder.glob('step-*.png'):
+    old.unlink()
+  for step in steps:
+    if step.picture is not None:
+      (folder / step.file).write_bytes(images.png(step.picture.repeat(ZOOM, axis=0).repeat(ZOOM, axis=1)))
+  env = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+  replace_text(folder / 'index.html', env.from_string(PAGE).render(question=question, steps=steps, **facts))
+
+
+def show(question: str, steps: Sequence[Step], stream) -> None:
+  """Prints the answer; pictures as half blocks in colour where the stream is a terminal, else by their file names."""
+  lines = [f'question: {printable(question)}']
+  for number, step in enumerate(steps, start=1):
+    lines.append(f'step {number}: {printable(step.text) or "(no text)"}')
+    if step.picture is None:
+      lines.append('(no picture)')
+    elif stream.isatty():
+      lines += blocks(step.picture)
+    else:
+      lines.append(step.file)
+  if not steps:
+    lines.append('(the answer is empty)')
+  print('\n'.join(lines), file=stream)
+
+
+def printable(text: str) -> str:
+  """The text without control characters, which could steer a terminal."""
+  return ''.join(c if c.isprintable() else ' ' for c in text)
+
+
+def blocks(picture: np.ndarray) -> list[str]:
+  """Lines of terminal text, one for two rows of pixels: the upper one as foreground, the lower one as background."""
+  rows = []
+  for upper, lower in zip(picture[::2].tolist(), picture[1::2].tolist()):
+    cells = ('\x1b[38;2;{};{};{}m\x1b[48;2;{};{};{}m▀'.format(*a, *b) for a, b in zip(upper, lower))
+    rows.append(''.join(cells) + '\x1b[0m')
+  return rows

@@ -1,0 +1,98 @@
+"""Stage `tokenizer`: trains the text and the image tokenizer, then adds image codes to every shard."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import PIL.Image
+
+from intersyn_jax import sharding
+from intersyn_jax.data import codes, images, shards
+from intersyn_jax.data.storyworld import story
+from intersyn_jax.interleave.text import TextTokenizer
+from intersyn_jax.interleave.types import Image, Text
+from intersyn_jax.models import image_tokenizer
+from intersyn_jax.stages.common import Run
+from intersyn_jax.stages.parts import Parts, identity
+from intersyn_jax.training import checkpoints, loop
+from intersyn_jax.training.metrics import replace_text
+from intersyn_jax.training.optimizer import OptimizerConfig, make_optimizer
+
+
+def run(run: Run) -> dict:
+  run.require('data')
+  parts = Parts(run)
+  folder = run.directory('tokenizer')
+  data = run.workdir / 'data'
+  splits = {name: shards.open_split(data, name) for name in shards.splits(data)}
+
+  if not (folder / 'text.json').exists():
+    # Evaluation splits are not read: what they hold must not shape the vocabulary.
+    texts = (segment.text for name, split in splits.items() if name not in ('validation', 'test')
+             for conversation in split for turn in conversation.turns for segment in _with_captions(turn)
+             if segment.text)
+    text = TextTokenizer.train(texts, run.config.text.size)
+    replace_text(folder / 'text.json', text.dumps())
+
+  pictures = _pictures(run, splits)
+  last = _train_images(run, parts, pictures)
+  _reconstructions(parts, pictures[:16], folder / 'reconstructions.png')
+  line = run.progress('tokenizer', 0, unit='record', label='image codes')
+  codes.encode_folder(data, folder / 'data', parts.encode, tokenizer=identity(folder / 'checkpoints'),
+                      progress=lambda label, done, total: line.update(done))
+  sample = pictures[:512]
+  error = np.mean((parts.decode(parts.encode(sample)).astype(np.float32) - sample) ** 2) / 255 ** 2
+  return {'text.size': parts.layout.tokenizer.size, 'image.pixel_error': error, 'image.psnr': -10 * np.log10(error)} | {
+      f'image.{name}': value for name, value in last.items()}
+
+
+def _with_captions(turn) -> list[Text]:
+  return [Text(s.caption) if isinstance(s, Image) else s for s in (*turn.question, *turn.answer)]
+
+
+def _pictures(run: Run, splits) -> np.ndarray:
+  """Training pictures uint8[n,H,W,3]: dense Storyworld scenes, or those of the imported data."""
+  data, count = run.config.data, run.config.image.pictures
+  if data.source == 'storyworld':
+    return story.scenes(run.config.seed, 0, count, pixels=data.pixels, jitter=data.jitter)
+  found = []
+  for split in splits.values():
+    for conversation in split:
+      for turn in conversation.turns:
+        found += [images.pixels(s.data) for s in (*turn.question, *turn.answer) if isinstance(s, Image) and s.data]
+      if len(found) >= count:
+        return np.stack(found[:count])
+  return np.stack(found)
+
+
+def _train_images(run: Run, parts: Parts, pictures: np.ndarray) -> dict[str, float]:
+  config, image = run.config, run.config.image
+  training = image_tokenizer.ImageTraining(steps=image.steps, autoencoder=image.autoencoder, batch=image.batch)
+  optimizer = make_optimizer(OptimizerConfig(learning_rate=image.learning_rate, schedule='cosine', warmup=20, floor=0.02,
+                                             b2=0.99), image.steps)
+  definition = image_tokenizer.define(parts.image_config)
+  params = definition.init(jax.random.key(config.seed), parts.mesh)
+  state = loop.init_state(params, optimizer, codes=image_tokenizer.fresh_codes(parts.image_config, training))
+
+  def batch(number: int) -> np.ndarray:
+    rng = np.random.Generator(np.random.Philox(key=[config.seed, number]))
+    return pictures[rng.integers(0, len(pictures), image.batch)]
+
+  saved = checkpoints.Checkpoints(run.directory('tokenizer') / 'checkpoints', identity=run.config_hash('tokenizer'))
+  state, last = loop.fit(
+      image_tokenizer.make_step(parts.image_config, training, optimizer), state, loop.Indexed(batch), steps=image.steps,
+      seed=config.seed, checkpoints=saved, metrics=run.metrics('tokenizer', saved.done), metrics_every=20,
+      save_every=max(100, image.steps // 4), progress=run.progress('tokenizer', image.steps, max(saved.done, 0)),
+      batch_sharding=sharding.rows(parts.mesh))
+  return last
+
+
+def _reconstructions(parts: Parts, pictures: np.ndarray, path) -> None:
+  """Pictures above what encode and decode make of them, four times enlarged."""
+  again = parts.decode(parts.encode(pictures))
+  sheet = np.concatenate([np.concatenate(list(rows), axis=1) for rows in (pictures, again)], axis=0)
+  big = PIL.Image.fromarray(sheet).resize((sheet.shape[1] * 4, sheet.shape[0] * 4), PIL.Image.Resampling.NEAREST)
+  part = path.parent / f'{path.name}.part'
+  with part.open('wb') as file:
+    big.save(file, 'PNG')
+  part.rename(path)

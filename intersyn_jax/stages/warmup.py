@@ -1,0 +1,72 @@
+"""Stage `warmup`: supervised training on the hybrid mix.
+
+Three policies come out: the student (`warmup`), the same gone on for as long as the later stages take (`warmup_long`,
+the compute-matched control of DESIGN 4), and the writer of SEIR, which also learns the roles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+from etils import epath
+
+from intersyn_jax import sharding
+from intersyn_jax.data.pipeline import Documents, Pipeline
+from intersyn_jax.models.definition import Params
+from intersyn_jax.stages.common import Run
+from intersyn_jax.stages.parts import Parts
+from intersyn_jax.training import checkpoints, loop
+from intersyn_jax.training.optimizer import OptimizerConfig, make_optimizer
+from intersyn_jax.training.supervised import next_token_loss
+
+
+def run(run: Run) -> dict:
+  run.require('tokenizer')
+  parts = Parts(run)
+  config = run.config
+  fresh = parts.model.init(jax.random.key(config.seed), parts.mesh)
+  student = train(run, parts, config.warmup, 'warmup', parts.policy_folder('warmup').parent, fresh)
+  again = parts.policy('warmup')
+  long = train(run, parts, config.warmup, 'warmup_long',
+               parts.policy_folder('warmup_long').parent, again, steps=config.warmup.long_steps)
+  fresh = parts.model.init(jax.random.key(config.seed), parts.mesh)
+  writer = train(run, parts, config.writer, 'writer', parts.policy_folder('writer').parent, fresh)
+  return {f'{name}.{key}': value for name, last in (('student', student), ('long', long), ('writer', writer))
+          for key, value in last.items()}
+
+
+def train(run: Run, parts: Parts, section: Mapping, label: str, folder: epath.Path, params: Params, *,
+          steps: int | None = None, sources: Mapping | None = None) -> dict[str, float]:
+  """Trains a policy on the mix of a config section and keeps it in `folder`/checkpoints.
+
+  Args:
+    section: `mix`, `steps`, `rows`, `row_length`, `optimizer` and what else `config.warmup` has.
+    label: for progress, and what the data order depends on.
+    params: where it starts; they are used up.
+    steps: instead of the section's.
+    sources: conversations by split; the data set's where none are given.
+
+  Returns:
+    The last metrics.
+  """
+  steps = section.steps if steps is None else steps
+  mix = {split: weight for split, weight in section.mix.items() if weight}
+  sources = {split: (sources or {}).get(split) or parts.conversations(split) for split in mix}
+  documents = Documents(sources, parts.layout, length=section.row_length, null=section.null_prompt_rate > 0,
+                        too_long='drop')
+  rate = section.null_prompt_rate if documents.has_null else 0.0
+  batches = iter(Pipeline(documents, rows=section.rows, length=section.row_length, seed=run.config.seed, weights=mix,
+                          null_prompt_rate=rate, process_index=jax.process_index(), process_count=jax.process_count()))
+  optimizer = make_optimizer(OptimizerConfig(**section.optimizer), steps)
+  step = loop.make_step(next_token_loss(parts.model), optimizer, micro_batches=section.micro_batches)
+  saved = checkpoints.Checkpoints(folder / 'checkpoints', identity=run.config_hash(folder.relative_to(run.workdir).parts[0]))
+  state, last = loop.fit(
+      step, loop.init_state(params, optimizer), batches, steps=steps, seed=run.config.seed, checkpoints=saved,
+      metrics=run.metrics(str(folder.relative_to(run.workdir)), saved.done), metrics_every=section.log_every,
+      save_every=section.checkpoint_every, progress=run.progress(label, steps, max(saved.done, 0)),
+      batch_sharding=sharding.rows(parts.mesh))
+  del state
+  if documents.dropped:
+    run.say(f'{label}: {len(documents.dropped)} conversations longer than a row of {section.row_length} were left out')
+  return last | {'documents': len(documents.lengths), 'too_long': len(documents.dropped)}

@@ -1,0 +1,6 @@
+"""Floor 5: experiments of the papers on Storyworld, over settings and seeds (DESIGN 5)."""
+
+STUDIES = {
+    'main_job': 'the whole pipeline in several seeds, with its controls and what may be claimed from it',
+}
+"""Every study of the command line and what it does."""

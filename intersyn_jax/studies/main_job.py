@@ -1,0 +1,218 @@
+"""Study `main_job`: the pipeline in several seeds, with the controls that a claim needs (DESIGN 4).
+
+Each seed has its own work folder WORKDIR/seed<k>, made by the same stages as `run`. Before `evaluate`, two more policies
+are trained there with the code, size and steps of `finetune`: `finetune_k0` on what SEIR wrote before any refinement,
+`finetune_gold` on gold conversations of the same topics. Everything resumes; the table is written anew after each seed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_collections
+import numpy as np
+from etils import epath
+
+from intersyn_jax.data import shards
+from intersyn_jax.errors import UserError
+from intersyn_jax.evaluation import statistics
+from intersyn_jax.stages import PIPELINE
+from intersyn_jax.stages.common import Run, barrier, run_stage
+from intersyn_jax.stages.evaluate import PAIRS, policy_folder, read_scores
+from intersyn_jax.stages.finetune import finetune
+from intersyn_jax.stages.parts import Parts
+from intersyn_jax.studies import table
+from intersyn_jax.training import checkpoints
+from intersyn_jax.training.metrics import replace_text
+from intersyn_jax.training.progress import duration
+
+PROMPTS = 1000
+"""Held-out prompts that a claim rests on, at least."""
+
+SHARED = ('data', 'tokenizer')
+"""Stages that seeds share where their configuration is the same for all."""
+
+CONTROLS = 'controls'
+SECONDS: Mapping[str, Mapping[str, float]] = {
+    'smoke': dict.fromkeys((*PIPELINE, CONTROLS), 9.0),
+    'tiny': {'data': 25, 'tokenizer': 40, 'warmup': 300, 'judge': 60, 'synthesize': 90, 'finetune': 90, 'grpo': 240,
+             CONTROLS: 180, 'evaluate': 150, 'report': 5},
+}
+"""What stages take on 2 CPU cores, seconds, by the name of the configuration's size."""
+
+
+def run(config: ml_collections.ConfigDict, workdir: str, seeds: Sequence[int], command: str) -> list[dict[str, Any]]:
+  """Runs the study and gives its rows, which are also in WORKDIR/main_job.json (with main_job.md beside it)."""
+  folder = epath.Path(workdir)
+  runs = {seed: Run(of_seed(config, seed), folder / f'seed{seed}') for seed in seeds}
+  first = next(iter(runs.values()))
+  for other in runs.values():
+    other.check_config(PIPELINE[-1])
+  first.say(announcement(folder, runs, size_of(command)))
+  prompts = first.config.evaluate.prompts
+  if prompts < PROMPTS:
+    first.say(f'only {prompts} held-out prompts (config.data.counts.test): a claim needs {PROMPTS}')
+  rows: list[dict[str, Any]] = []
+  for number, (seed, one) in enumerate(runs.items(), start=1):
+    one.say(f'seed {seed} ({number}/{len(runs)}): {one.workdir}')
+    run_seed(one, [other for other in runs.values() if other is not one])
+    done = {s: r for s, r in list(runs.items())[:number]}
+    rows = collect(done)
+    if one.active:
+      replace_text(folder / 'main_job.json', json.dumps(rows, indent=1, allow_nan=False))
+      replace_text(folder / 'main_job.md', page(rows, done, config.grpo.init, command))
+  for line in table.verdicts(rows, config.grpo.init):
+    first.say(line)
+  first.say(f'rows: {folder / "main_job.json"}, table: {folder / "main_job.md"}')
+  return rows
+
+
+def of_seed(config: ml_collections.ConfigDict, seed: int) -> ml_collections.ConfigDict:
+  """The configuration of one seed, evaluated on as many prompts as a claim needs (or as the test split has)."""
+  mine = ml_collections.ConfigDict(config.to_dict())
+  mine.seed = seed
+  mine.evaluate.prompts = max(config.evaluate.prompts, min(PROMPTS, config.data.counts.test))
+  return mine.lock()
+
+
+def run_seed(run: Run, others: Sequence[Run]) -> None:
+  """All stages of one seed, with the controls before `evaluate`."""
+  for stage in PIPELINE:
+    if stage in SHARED:
+      adopt(run, stage, others)
+    if stage == 'evaluate':
+      train_controls(run)
+    run_stage(run, stage)
+
+
+def adopt(run: Run, stage: str, others: Sequence[Run]) -> bool:
+  """Copies a stage that another seed has made with the very same values; whole or not at all."""
+  if run.complete(stage):
+    return False
+  source = next((o for o in others if o.complete(stage) and o.config_hash(stage) == run.config_hash(stage)), None)
+  if source is None:
+    return False
+  run.say(f'{stage}: the same as in {source.workdir}, copied')
+  if run.active:
+    target = run.workdir / stage
+    part = run.workdir / f'.{stage}.part'
+    for old in (part, target):
+      if old.exists():
+        old.rmtree()
+    _copy(source.workdir / stage, part)
+    part.rename(target)
+  barrier(f'adopt-{stage}')
+  return True
+
+
+def _copy(source: epath.Path, target: epath.Path) -> None:
+  target.mkdir(parents=True)
+  for path in source.iterdir():
+    if path.is_dir():
+      _copy(path, target / path.name)
+    else:
+      path.copy(target / path.name)
+
+
+def train_controls(run: Run) -> None:
+  """Trains `finetune_k0` and `finetune_gold`, on as many conversations as `finetune` had.
+
+  Raises:
+    UserError: there are too few gold or unrefined conversations for that.
+  """
+  todo = [name for name in ('finetune_k0', 'finetune_gold')
+          if (checkpoints.latest_step(policy_folder(run.workdir, name)) or -1) < run.config.finetune.steps]
+  if not todo:
+    return
+  run.require('finetune')
+  parts = Parts(run)
+  written = run.workdir / 'synthesize' / 'data'
+  count = len(shards.open_split(written, 'refined'))
+  sources = {'finetune_k0': lambda: shards.open_split(written, 'unrefined'),
+             'finetune_gold': lambda: parts.conversations('gold')}
+  for name in todo:
+    source = sources[name]()
+    if len(source) < count:
+      field = 'data.counts.gold' if name == 'finetune_gold' else 'synthesize.conversations'
+      raise UserError(f'{name} needs {count} conversations like finetune and has {len(source)}: raise config.{field} in a '
+                      'new work folder')
+    folder = policy_folder(run.workdir, name).parent
+    finetune(run, parts, [source[i] for i in range(count)], name, folder)
+
+
+# How long.
+
+
+def size_of(command: str) -> str:
+  """The size in `--config=FILE.py:SIZE` of a command line, '' where none is named."""
+  return next((word.rsplit(':', 1)[-1] for word in command.split() if '.py:' in word and '--config' in word), '')
+
+
+def announcement(folder: epath.Path, runs: Mapping[int, Run], size: str) -> str:
+  """A line that says how long the study will take, from what was measured, here first of all."""
+  measured = [json.loads(path.read_text()) for path in sorted(folder.glob('seed*/*/summary.json'))]
+  here: dict[str, list[float]] = {}
+  for summary in measured:
+    here.setdefault(summary['stage'], []).append(summary['seconds'])
+  known = dict(SECONDS.get(size, {})) | {stage: float(np.mean(values)) for stage, values in here.items()}
+  if 'finetune' in here:
+    known[CONTROLS] = 2 * known['finetune']
+  left, unknown = 0.0, set()
+  for run in runs.values():
+    controls = all(checkpoints.latest_step(policy_folder(run.workdir, name)) is not None
+                   for name in ('finetune_k0', 'finetune_gold'))
+    for stage in (*PIPELINE, CONTROLS):
+      if controls if stage == CONTROLS else run.complete(stage):
+        continue
+      left += known.get(stage, 0.0)
+      unknown |= {stage} - known.keys()
+  seeds = f'{len(runs)} seed{"s" if len(runs) > 1 else ""}'
+  if unknown:
+    return f'main_job, {seeds}: how long {", ".join(sorted(unknown))} take here is not known before they were run once'
+  where = 'as measured in this folder' if measured else 'as on 2 CPU cores; other machines differ'
+  return f'main_job, {seeds}: about {duration(left)} left ({where})'
+
+
+# Results.
+
+
+def collect(runs: Mapping[int, Run]) -> list[dict[str, Any]]:
+  """The rows of all finished seeds, and, where there are several, of the seeds together (`seed` 'all')."""
+  rows = []
+  for seed, run in runs.items():
+    folder = run.workdir / 'evaluate'
+    rows += table.rows(json.loads((folder / 'scores.json').read_text()), seed,
+                       json.loads((folder / 'skills.json').read_text()))
+  if len(runs) > 1:
+    first = next(iter(runs.values()))
+    together = pool([read_scores(run.workdir) for run in runs.values()],
+                    same_prompts=len({run.config_hash('data') for run in runs.values()}) == 1)
+    rows += table.rows(statistics.summary(together, PAIRS, resamples=first.config.evaluate.bootstrap, seed=0), 'all', {})
+  return rows
+
+
+def pool(scores: Sequence[statistics.Scores], same_prompts: bool) -> dict[str, dict[str, dict[str, np.ndarray]]]:
+  """Scores of several seeds as one: prompt by prompt the mean over seeds, or all prompts where every seed has its own.
+
+  Policies that a seed lacks are left out.
+  """
+  join = (lambda arrays: np.mean(arrays, axis=0)) if same_prompts else np.concatenate
+  result: dict[str, dict[str, dict[str, np.ndarray]]] = {}
+  for policy, decodings in scores[0].items():
+    for decoding, scorers in decodings.items():
+      for scorer in scorers:
+        found = [s.get(policy, {}).get(decoding, {}).get(scorer) for s in scores]
+        if all(array is not None for array in found):
+          result.setdefault(policy, {}).setdefault(decoding, {})[scorer] = join(found)
+  return result
+
+
+def page(rows: Sequence[Mapping[str, Any]], runs: Mapping[int, Run], start: str, command: str) -> str:
+  """The Markdown page: how it was made, what may be claimed, tables, times."""
+  summaries = {seed: {stage: run.summary(stage) for stage in PIPELINE} for seed, run in runs.items()}
+  last = next(iter(summaries.values()))['report'] or {}
+  prompts = next(iter(runs.values())).config.evaluate.prompts
+  return table.page(rows, table.verdicts(rows, start), table.times(summaries), command=command, prompts=prompts,
+                    machine=f'{last.get("devices", "?")}; {last.get("versions", "?")}')

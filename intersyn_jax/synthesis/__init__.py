@@ -1,0 +1,1 @@
+"""Floor 4: SEIR, which writes conversations, criticises and refines them."""

@@ -1,0 +1,413 @@
+"""SEIR for one conversation: question, answer and image refinement with self-evaluation (InterSyn paper, section 3).
+
+`converse` is a generator of plain code: it yields requests, is given their results, and returns what came of it. It holds no
+random state: topic, templates and the number of turns follow from the seed and the index of the conversation, and
+every draw of a model from its address.
+
+The general operator of the paper is `_refine`: s_k = evaluate(x_k-1), x_k = revise(x_k-1, s_k), until the evaluator has no
+suggestion or k = K. Question, answer and image refinement are three uses of it. With `gated` a version that the judge
+scores lower than the one before is rolled back; otherwise the last version wins, as in the paper.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, TypeVar
+
+from intersyn_jax.data import roles
+from intersyn_jax.data.roles import AnswerStep, Critique
+from intersyn_jax.interleave.types import Conversation, Image, Score, Segment, Text, Turn
+from intersyn_jax.synthesis.interfaces import Address, Draw, Look, Rate, Rating, Reply, Request, Result, Write
+
+T = TypeVar('T')
+Steps = Generator[Request, Result, T]
+"""Plain code that waits for results now and then, and gives a T in the end."""
+
+GENERATOR = 'seir'
+
+
+@dataclasses.dataclass(frozen=True)
+class Rounds:
+  """K of question, answer and image refinement; 0 leaves the first version as it is."""
+
+  question: int = 3
+  answer: int = 3
+  image: int = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """How conversations are made.
+
+  Attributes:
+    seed: of the run.
+    topics: one is drawn for each conversation; prompts name what follows the last `/`.
+    templates, later_templates: one is drawn for the first turn, and one for each turn after it.
+    turns: numbers of turns to draw from.
+    rounds: K of each stage.
+    gated: roll back what the judge scores lower; needs a judge.
+    rated: keep the judge's scores of the finished answers in the record.
+    retries: how often a completion that cannot be read is asked for again, with a new draw.
+    question_words, caption_words: most words; longer ones count as unreadable.
+    max_steps: most steps of an answer.
+    draw: prompt of the image generator, with the slot `{caption}`.
+  """
+
+  seed: int
+  topics: Sequence[str]
+  templates: Sequence[str]
+  later_templates: Sequence[str]
+  turns: Sequence[int] = (1,)
+  rounds: Rounds = Rounds()
+  gated: bool = False
+  rated: bool = False
+  retries: int = 2
+  question_words: int = roles.QUESTION_WORDS
+  caption_words: int = roles.CAPTION_WORDS
+  max_steps: int = 4
+  draw: str = 'draw {caption} .'
+
+  def unrefined(self) -> Method:
+    """The same conversations without refinement: their topics, templates and draws are the same."""
+    return dataclasses.replace(self, rounds=Rounds(0, 0, 0), gated=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """What is settled before the first word: id, topic, and one template a turn."""
+
+  id: str
+  topic: str
+  templates: tuple[str, ...]
+
+
+def plan(method: Method, index: int) -> Job:
+  """The job of conversation `index`: topic once, template for each turn (section 1.1)."""
+  rng = random.Random(f'seir/{method.seed}/{index}')
+  topic = rng.choice(method.topics)
+  turns = rng.choice(list(method.turns))
+  templates = [rng.choice(method.templates)] + [rng.choice(method.later_templates) for _ in range(turns - 1)]
+  return Job(f'{GENERATOR}-{method.seed}-{index:08d}', topic, tuple(templates))
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+  """A picture and the caption that it was drawn from."""
+
+  caption: str
+  image: Image
+
+
+@dataclasses.dataclass
+class Round:
+  """One version in the trace.
+
+  Attributes:
+    version: a question, the steps of an answer, or a picture.
+    critique: what was said of it, None where nobody was asked.
+    decision: `revise` (it was sent to be revised), `stop` (nothing to mend), `last` (rounds used up), `rollback` (worse than
+      the version before, taken back), `failed` (its critique or its revision could not be read; it was kept).
+    scores: of the judge, where asked.
+  """
+
+  version: str | Sequence[AnswerStep] | Picture
+  critique: Critique | None = None
+  decision: str = 'last'
+  scores: tuple[float, ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+  """One completion: who was asked what, what came, and why it could not be read (''; it could)."""
+
+  address: Address
+  prompt: str
+  output: str
+  problem: str
+
+
+@dataclasses.dataclass
+class TurnTrace:
+  """All rounds and calls of a turn; `failure` is why it was dropped."""
+
+  template: str
+  questions: list[Round] = dataclasses.field(default_factory=list)
+  answers: list[Round] = dataclasses.field(default_factory=list)
+  images: list[list[Round]] = dataclasses.field(default_factory=list)
+  calls: list[Call] = dataclasses.field(default_factory=list)
+  failure: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+  """What came of a job.
+
+  Attributes:
+    conversation: None where not even the first turn succeeded.
+    turns: traces, one for each turn begun.
+    reason: why the conversation was rejected, or why a later turn was dropped; '' where all went well.
+  """
+
+  job: Job
+  conversation: Conversation | None
+  turns: tuple[TurnTrace, ...]
+  reason: str
+
+
+class Failed(Exception):
+  """A completion could not be read in all its tries; the message says which and why."""
+
+
+def converse(job: Job, method: Method) -> Steps[Product]:
+  """Makes one conversation. A turn that fails is dropped with all after it; without a first turn it is rejected."""
+  turns: list[Turn] = []
+  scores: list[Score] = []
+  traces: list[TurnTrace] = []
+  history: list[tuple[str, str]] = []
+  reason = ''
+  for number, template in enumerate(job.templates):
+    desk = _Desk(job, number, method, TurnTrace(template), tuple(turns))
+    traces.append(desk.trace)
+    try:
+      question = yield from _refine_question(desk, history)
+      steps = yield from _refine_answer(desk, question, history)
+      pictures: list[Picture] = []
+      for step in steps:
+        pictures.append((yield from _refine_picture(desk, question, steps, pictures, step)))
+    except Failed as failure:
+      reason = desk.trace.failure = str(failure)
+      break
+    turn = Turn((Text(question),), _answer(steps, pictures))
+    turns.append(turn)
+    if method.rated:
+      rating = yield desk.rate(turn)
+      scores += _scores(number, rating)
+    history.append((question, pictures[-1].caption))
+  if not turns:
+    return Product(job, None, tuple(traces), reason)
+  made = Conversation(job.id, job.topic, tuple(turns), tuple(scores), GENERATOR, method.seed, trace=job.id)
+  return Product(job, made, tuple(traces), reason)
+
+
+def _refine_question(desk: _Desk, history: roles.History) -> Steps[str]:
+  """QR: q = Phi(q0 | topic, history)."""
+  subject = desk.job.topic.rsplit('/', 1)[-1]
+
+  def evaluate(question: str, k: int) -> Steps[Critique]:
+    return desk.write('question_critique', roles.question_critique(subject, question, history), roles.parse_critique, k)
+
+  def revise(question: str, suggestion: str, k: int) -> Steps[str]:
+    return desk.write('question_revise', roles.question_revise(question, suggestion), desk.question, k)
+
+  first = yield from desk.write('question_write', roles.question_write(subject, desk.trace.template, history), desk.question)
+  return (yield from _refine(first, desk.method.rounds.question, desk.trace.questions, evaluate, revise))
+
+
+def _refine_answer(desk: _Desk, question: str, history: roles.History) -> Steps[list[AnswerStep]]:
+  """AR: texts and captions together, (a, c) = Phi((a0, c0) | question, history); the captions seed IR."""
+
+  def evaluate(steps: list[AnswerStep], k: int) -> Steps[Critique]:
+    return desk.write('answer_critique', roles.answer_critique(question, steps, history), roles.parse_critique, k)
+
+  def revise(steps: list[AnswerStep], suggestion: str, k: int) -> Steps[list[AnswerStep]]:
+    return desk.write('answer_revise', roles.answer_revise(question, steps, suggestion), desk.answer, k)
+
+  def measure(steps: list[AnswerStep]) -> Steps[tuple[float, ...] | None]:
+    """TCC of the texts: it is about nothing but question and text, and there are no pictures yet."""
+    rating: Rating | None = yield desk.rate(Turn((Text(question),), tuple(Text(step.text) for step in steps)))
+    return None if rating is None else rating.whole[:1]
+
+  first = yield from desk.write('answer_write', roles.answer_write(question, history), desk.answer)
+  return (yield from _refine(first, desk.method.rounds.answer, desk.trace.answers, evaluate, revise,
+                             measure if desk.method.gated else None))
+
+
+def _refine_picture(desk: _Desk, question: str, steps: Sequence[AnswerStep], before: Sequence[Picture],
+                    step: AnswerStep) -> Steps[Picture]:
+  """IR: I_k = G(c_k); the critic sees the picture with the caption it was drawn from; only the caption is revised."""
+  number = len(before)
+
+  def draw(caption: str, k: int) -> Steps[Picture]:
+    image = yield from desk.draw(caption, number, k)
+    return Picture(caption, dataclasses.replace(image, caption=caption))
+
+  def evaluate(picture: Picture, k: int) -> Steps[Critique]:
+    prompt = roles.image_critique(question, step.text, picture.caption, picture.image)
+    return desk.look('image_critique', prompt, roles.parse_critique, number, k)
+
+  def revise(picture: Picture, suggestion: str, k: int) -> Steps[Picture]:
+    caption = yield from desk.write('caption_revise', roles.caption_revise(picture.caption, suggestion), desk.caption, k,
+                                    number)
+    return (yield from draw(caption, k))
+
+  def measure(picture: Picture) -> Steps[tuple[float, ...] | None]:
+    """ICC, IQ and ITS of this step, given the steps before."""
+    rating: Rating | None = yield desk.rate(Turn((Text(question),), _answer(steps, [*before, picture])))
+    return None if rating is None else rating.steps[number][1:]
+
+  rounds: list[Round] = []
+  desk.trace.images.append(rounds)
+  first = yield from draw(step.caption, 0)
+  return (yield from _refine(first, desk.method.rounds.image, rounds, evaluate, revise,
+                             measure if desk.method.gated else None))
+
+
+def _refine(first: T, limit: int, trace: list[Round], evaluate: Callable[[T, int], Steps[Critique]],
+            revise: Callable[[T, str, int], Steps[T]],
+            measure: Callable[[T], Steps[tuple[float, ...] | None]] | None = None) -> Steps[T]:
+  """x_k = revise(x_k-1, s_k) with s_k = evaluate(x_k-1), until there is nothing to mend or k = `limit`.
+
+  Args:
+    first: x_0.
+    limit: K.
+    trace: gets one Round for every version.
+    evaluate, revise: given the version and k (and the suggestion).
+    measure: scores a version; one of a lower mean than the version it came from is rolled back. None accepts all.
+  """
+  best = Round(first)
+  trace.append(best)
+  try:
+    for k in range(1, limit + 1):
+      if best.critique is None:  # after a rollback what was said of the version still holds
+        best.critique = yield from evaluate(best.version, k)
+      if best.critique.stop:
+        best.decision = 'stop'
+        break
+      revised = Round((yield from revise(best.version, best.critique.suggestion, k)))
+      best.decision = 'revise'
+      trace.append(revised)
+      if measure is not None:
+        if best.scores is None:
+          best.scores = yield from measure(best.version)
+        revised.scores = yield from measure(revised.version)
+        if _lower(revised.scores, best.scores):
+          revised.decision = 'rollback'
+          continue
+      best = revised
+  except Failed:
+    best.decision = 'failed'
+  return best.version
+
+
+def _lower(new: tuple[float, ...] | None, old: tuple[float, ...] | None) -> bool:
+  """Whether the scores fell. A judge that failed on either has no say."""
+  return new is not None and old is not None and sum(new) < sum(old)
+
+
+class _Desk:
+  """Where the requests of one turn are written: addresses, retries, and the trace."""
+
+  def __init__(self, job: Job, turn: int, method: Method, trace: TurnTrace, before: tuple[Turn, ...]):
+    self.job, self.turn, self.method, self.trace, self._before = job, turn, method, trace, before
+
+  def write(self, role: str, prompt: tuple[Segment, ...], parse: Callable[[str], T], round: int = 0,
+            step: int = -1) -> Steps[T]:
+    """Text of the language model, parsed."""
+    return self._text(Write, role, prompt, parse, step, round)
+
+  def look(self, role: str, prompt: tuple[Segment, ...], parse: Callable[[str], T], step: int, round: int) -> Steps[T]:
+    """Text of the vision critic, parsed."""
+    return self._text(Look, role, prompt, parse, step, round)
+
+  def _text(self, kind: type[Write] | type[Look], role: str, prompt: tuple[Segment, ...], parse: Callable[[str], T], step: int,
+            round: int) -> Steps[T]:
+    problem = ''
+    for retry in range(self.method.retries + 1):
+      address = Address(self.job.id, self.turn, role, step, round, retry)
+      reply: Reply = yield kind(address, prompt)
+      value, problem = None, reply.problem
+      if not problem:
+        try:
+          value = parse(reply.text)
+        except ValueError as error:
+          problem = str(error)
+      self._note(address, prompt, reply.text, problem)
+      if not problem:
+        return value
+    raise Failed(f'{role}: {problem}')
+
+  def draw(self, caption: str, step: int, round: int) -> Steps[Image]:
+    """The picture of a caption."""
+    prompt = (Text(self.method.draw.format(caption=caption)),)
+    for retry in range(self.method.retries + 1):
+      address = Address(self.job.id, self.turn, 'draw', step, round, retry)
+      image: Image | None = yield Draw(address, prompt)
+      self._note(address, prompt, '', '' if image is not None else 'no picture')
+      if image is not None:
+        return image
+    raise Failed('draw: no picture')
+
+  def rate(self, turn: Turn) -> Rate:
+    """Asks the judge about a turn after the turns before it."""
+    return Rate(Conversation(self.job.id, self.job.topic, (*self._before, turn)))
+
+  def _note(self, address: Address, prompt: tuple[Segment, ...], output: str, problem: str) -> None:
+    told = ' '.join(s.text if isinstance(s, Text) else '<image>' for s in prompt)
+    self.trace.calls.append(Call(address, told, output, problem))
+
+  # Parsers with the limits of the configuration; a ValueError says what is wrong.
+
+  def question(self, text: str) -> str:
+    return _limited(roles.parse_question(text), self.method.question_words, 'question')
+
+  def caption(self, text: str) -> str:
+    return _limited(roles.parse_caption(text), self.method.caption_words, 'caption')
+
+  def answer(self, text: str) -> list[AnswerStep]:
+    steps = roles.parse_answer(text)
+    if len(steps) > self.method.max_steps:
+      raise ValueError(f'answer has too many steps; at most {self.method.max_steps}')
+    for step in steps:
+      _limited(step.caption, self.method.caption_words, 'caption')
+    return steps
+
+
+def _limited(text: str, most: int, what: str) -> str:
+  if len(text.split()) > most:
+    raise ValueError(f'{what} has too many words; at most {most}')
+  return text
+
+
+def _answer(steps: Sequence[AnswerStep], pictures: Sequence[Picture]) -> tuple[Segment, ...]:
+  """The steps whose picture is there, as segments."""
+  segments: list[Segment] = []
+  for step, picture in zip(steps, pictures, strict=False):
+    segments += (Text(step.text), picture.image)
+  return tuple(segments)
+
+
+def _scores(turn: int, rating: Rating | None) -> list[Score]:
+  if rating is None:
+    return []
+  return [Score(turn, step, *values) for step, values in enumerate((rating.whole, *rating.steps), start=-1)]
+
+
+def counts_of(product: Product) -> dict[str, tuple[float, int]]:
+  """Sums and counts of one product, by name, for rates and means: add them up over products and divide.
+
+  `<stage>_stop_<k>`: the critic stopped at round k; `<stage>_accept`: a revision was kept; `<stage>_<score>_<k>`: scores of
+  version k; `retry_<role>`: a completion could not be read.
+  """
+  sums: dict[str, list[float]] = {}
+
+  def add(name: str, value: Any) -> None:
+    entry = sums.setdefault(name, [0.0, 0])
+    entry[0] += float(value)
+    entry[1] += 1
+
+  for turn in product.turns:
+    stages = [('question', turn.questions, ()), ('answer', turn.answers, ('tcc',))]
+    stages += [('image', rounds, ('icc', 'iq', 'its')) for rounds in turn.images]
+    for stage, rounds, names in stages:
+      for k, entry in enumerate(rounds):
+        if entry.critique is not None:
+          add(f'{stage}_stop_{k + 1}', entry.critique.stop)
+        if k:
+          add(f'{stage}_accept', entry.decision != 'rollback')
+        for name, value in zip(names, entry.scores or (), strict=False):
+          add(f'{stage}_{name}_{k}', value)
+    for call in turn.calls:
+      add(f'retry_{call.address.role}', bool(call.problem))
+  return {name: (value, int(count)) for name, (value, count) in sums.items()}

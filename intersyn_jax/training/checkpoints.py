@@ -1,0 +1,213 @@
+"""Checkpoints of a training run: orbax arrays, data position and metadata, written atomically and checked when read.
+
+A folder holds one sub-folder a step with three items: `params` (all that inference needs), `state` (optimizer moments,
+step counter, whatever else the state holds) and `meta` (JSON: step, data iterator state, seed, metrics, shapes).
+Orbax commits a step by renaming it, so a cut write is never seen as a checkpoint. Beside the steps, `<step>.files.json`
+lists sizes and checksums; with it a truncated or changed file is named instead of read.
+
+Saving is synchronous: the loop donates its state to the next step, and on CPU an asynchronous save would read buffers
+that the next step overwrites.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from intersyn_jax.errors import UserError
+from intersyn_jax.training.trees import abstract, flat, nested, unflat
+
+_FORMAT = 1
+_HASHED_BYTES = 64 << 20  # larger files are checked by size only: hashing them would cost more than reading them
+
+
+class Checkpoints:
+  """The checkpoints of one stage.
+
+  Arguments:
+    folder: created when missing.
+    keep: how many of the latest steps stay.
+    identity: names the config (its hash); a checkpoint of another identity is refused. '' checks nothing.
+  """
+
+  def __init__(self, folder: epath.PathLike, keep: int = 2, identity: str = ''):
+    self.folder = epath.Path(folder)
+    self.identity = identity
+    self.folder.mkdir(parents=True, exist_ok=True)
+    self._manager = ocp.CheckpointManager(
+        self.folder.resolve(),
+        options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False))
+
+  def latest(self) -> int | None:
+    """The last complete step, None where there is none."""
+    return self._manager.latest_step()
+
+  @property
+  def done(self) -> int:
+    """The last complete step, -1 where there is none: what metric writers and progress lines begin behind."""
+    step = self.latest()
+    return -1 if step is None else step
+
+  def save(self, state: dict[str, Any], *, data: Any = None, **meta: Any) -> None:
+    """Writes `state` (a dict with `params` and `step`) and returns when it is on disk.
+
+    `data` is the state of the data iterator (JSON, the same in every process: data order is planned globally). Other
+    keywords go to the metadata as they are; they must be JSON.
+    """
+    step = int(state['step'])
+    params = flat(state['params'])
+    rest = flat({name: value for name, value in state.items() if name != 'params'})
+    meta = meta | {
+        'format': _FORMAT, 'step': step, 'identity': self.identity, 'data': data,
+        'shapes': {f'{item}/{path}': [str(x.dtype), *x.shape]
+                   for item, tree in (('params', params), ('state', rest)) for path, x in tree.items()}}
+    meta = json.loads(json.dumps(meta, default=_plain))
+    if jax.process_index() == 0:  # of a step that the user deleted; a new one must not be checked against it
+      (self.folder / f'{step}.files.json').unlink(missing_ok=True)
+    self._manager.save(step, args=ocp.args.Composite(
+        params=ocp.args.PyTreeSave(nested(params)), state=ocp.args.PyTreeSave(nested(rest)),
+        meta=ocp.args.JsonSave(meta)))
+    self._manager.wait_until_finished()
+    if jax.process_index() == 0:
+      _write_listing(self.folder, step)
+
+  def restore(self, like: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The latest checkpoint as (state, meta), laid out on the shapes, types and shardings of `like`.
+
+    `like` may be abstract. Raises UserError when there is none, when a file is damaged, or when the checkpoint
+    belongs to another config or another shape of model.
+    """
+    step = self.latest()
+    if step is None:
+      raise UserError(f'{self.folder} holds no checkpoint: run the stage that writes it')
+    meta = read_meta(self.folder, step)
+    if self.identity and meta['identity'] != self.identity:
+      raise UserError(f'{self.folder / str(step)} was written under config {meta["identity"]}, this run has '
+                      f'{self.identity}: use another --workdir, or the config it was started with')
+    rest = {name: value for name, value in like.items() if name != 'params'}
+    params = _restore(self.folder, step, 'params', like['params'], meta)
+    return {'params': params, **_restore(self.folder, step, 'state', rest, meta)}, meta
+
+  def close(self) -> None:
+    self._manager.close()
+
+
+def latest_step(folder: epath.PathLike) -> int | None:
+  """The last complete step in a folder, None where there is none."""
+  folder = epath.Path(folder)
+  steps = [int(p.name) for p in folder.iterdir() if p.name.isdigit()] if folder.exists() else []
+  return max(steps, default=None)
+
+
+def read_meta(folder: epath.PathLike, step: int | None = None) -> dict[str, Any]:
+  """Metadata of a checkpoint (the latest by default), after its files were checked."""
+  folder = epath.Path(folder)
+  step = _step(folder, step)
+  _check_listing(folder, step)
+  path = folder / str(step) / 'meta' / 'metadata'
+  try:
+    meta = json.loads(path.read_text())
+  except (OSError, ValueError) as error:
+    raise UserError(f'checkpoint file {path} cannot be read ({error}): {_mend(folder, step)}') from error
+  if meta.get('format') != _FORMAT:
+    raise UserError(f'checkpoint {path} has format {meta.get("format")}, this version reads {_FORMAT}: train it again')
+  return meta
+
+
+def load_params(folder: epath.PathLike, like: Any, step: int | None = None) -> Any:
+  """Only the parameters of a checkpoint, onto the shapes, types and shardings of `like` (arrays or abstract).
+
+  The result is built like `like`: nested dict, NNX state or NNX module. Raises UserError as `Checkpoints.restore`.
+  """
+  folder = epath.Path(folder)
+  step = _step(folder, step)
+  return _restore(folder, step, 'params', like, read_meta(folder, step))
+
+
+def _step(folder: epath.Path, step: int | None) -> int:
+  found = latest_step(folder) if step is None else step
+  if found is None or not (folder / str(found)).exists():
+    raise UserError(f'{folder} holds no checkpoint{"" if step is None else f" of step {step}"}: '
+                    'run the stage that writes it, or name another folder')
+  return found
+
+
+def _restore(folder: epath.Path, step: int, item: str, like: Any, meta: dict[str, Any]) -> Any:
+  like = abstract(like)
+  wanted = flat(like)
+  stored = {path.removeprefix(item + '/'): value for path, value in meta['shapes'].items()
+            if path.startswith(item + '/')}
+  for path in sorted(wanted.keys() | stored.keys()):
+    have = stored.get(path)
+    need = [str(wanted[path].dtype), *wanted[path].shape] if path in wanted else None
+    if have != need:
+      raise UserError(f'{folder / str(step)}: {item} {path} is {have or "absent"} in the checkpoint but '
+                      f'{need or "absent"} in this model: use the config it was trained with')
+  tree = nested(wanted)
+  try:
+    with ocp.PyTreeCheckpointer() as reader:
+      restored = reader.restore((folder / str(step) / item).resolve(), args=ocp.args.PyTreeRestore(
+          tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree)))
+  except (OSError, ValueError, KeyError) as error:
+    reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+    raise UserError(f'checkpoint {folder / str(step) / item} cannot be read ({reason}): {_mend(folder, step)}') from error
+  return unflat(like, flat(restored))
+
+
+def _mend(folder: epath.Path, step: int) -> str:
+  return f'delete {folder / str(step)} and run again, it goes on from the checkpoint before (or from the start)'
+
+
+def _plain(value: Any) -> Any:
+  if hasattr(value, 'tolist'):
+    return value.tolist()
+  raise TypeError(f'{type(value).__name__} cannot be kept in a checkpoint as JSON')
+
+
+def _files(folder: epath.Path) -> Iterator[epath.Path]:
+  for path in sorted(folder.iterdir()):
+    if path.is_dir():
+      yield from _files(path)
+    else:
+      yield path
+
+
+def _fingerprint(path: epath.Path, size: int) -> list[int]:
+  return [size, zlib.crc32(path.read_bytes()) if size <= _HASHED_BYTES else 0]
+
+
+def _write_listing(folder: epath.Path, step: int) -> None:
+  root = folder / str(step)
+  listing = {p.relative_to(root).as_posix(): _fingerprint(p, p.stat().length) for p in _files(root)}
+  part = folder / f'{step}.files.part'
+  part.write_text(json.dumps(listing))
+  part.replace(folder / f'{step}.files.json')
+  for old in folder.glob('*.files.json'):
+    if not (folder / old.name.split('.')[0]).exists():
+      old.unlink()
+
+
+def _check_listing(folder: epath.Path, step: int) -> None:
+  listing = folder / f'{step}.files.json'
+  if not listing.exists():  # killed between the commit and the listing; orbax's own checks remain
+    return
+  try:
+    wanted = json.loads(listing.read_text())
+  except ValueError as error:
+    raise UserError(f'checkpoint file {listing} is damaged: {_mend(folder, step)}') from error
+  for name, (size, checksum) in wanted.items():
+    path = folder / str(step) / name
+    if not path.exists():
+      raise UserError(f'checkpoint file {path} is missing: {_mend(folder, step)}')
+    found = path.stat().length
+    if found != size:
+      raise UserError(f'checkpoint file {path} is truncated or changed ({found} bytes, {size} were written): '
+                      f'{_mend(folder, step)}')
+    if _fingerprint(path, size) != [size, checksum]:
+      raise UserError(f'checkpoint file {path} is damaged (its checksum differs): {_mend(folder, step)}')

@@ -1,0 +1,92 @@
+"""Draws: the right frequencies, exact truncation, nothing forbidden, and addresses that do not depend on the batch."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from intersyn_jax.decoding import sampling
+from intersyn_jax.decoding.sampling import Sampling
+from tests import small_model
+
+LOGITS = np.asarray([2.0, 1.0, 0.5, -1.0, 0.0, 1.5, -np.inf, 0.2], np.float32)
+
+
+def expected(control: Sampling) -> np.ndarray:
+  """The distribution as one would write it down for distinct logits."""
+  logits = LOGITS.astype(np.float64) / control.temperature
+  order = np.argsort(-logits)
+  keep = order[:control.top_k or None]
+  p = np.exp(logits[keep] - logits.max())
+  p /= p.sum()
+  keep = keep[np.concatenate([[0.0], np.cumsum(p)[:-1]]) < control.top_p]
+  out = np.zeros(len(logits))
+  out[keep] = np.exp(logits[keep] - logits.max())
+  return out / out.sum()
+
+
+@pytest.mark.parametrize('control', [
+    Sampling(), Sampling(0.5), Sampling(2.0), Sampling(top_k=3), Sampling(top_p=0.6), Sampling(0.7, 5, 0.8), Sampling(top_k=1)])
+def test_frequencies_and_log_prob(control):
+  count = 20_000
+  uniform = sampling.uniforms(0, jnp.arange(count, dtype=jnp.uint32), 1, 1)[0, :, 0]
+  ids, log_prob = jax.jit(lambda l, u: sampling.draw(l, u, control))(jnp.tile(LOGITS, (count, 1)), uniform)
+  p = expected(control)
+  np.testing.assert_allclose(np.exp(log_prob), p[ids], rtol=1e-5)
+  drawn = np.bincount(ids, minlength=len(p))
+  assert drawn[p == 0].sum() == 0
+  if (p > 0).sum() > 1:
+    assert scipy.stats.chisquare(drawn[p > 0], count * p[p > 0]).pvalue > 1e-4
+
+
+def test_greedy_is_the_first_largest_logit():
+  logits = jnp.asarray([[0.0, 3.0, 3.0], [-1.0, -2.0, -jnp.inf]])
+  ids, log_prob = sampling.draw(logits, jnp.asarray([0.99, 0.99]), Sampling(0.0))
+  assert ids.tolist() == [1, 0] and log_prob.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize('size', [1, 2, 7, 130, 1000])
+def test_inverse_cdf_is_the_plain_search(size):
+  rng = np.random.default_rng(size)
+  weights = rng.random((200, size)).astype(np.float32) * (rng.random((200, size)) < 0.5)
+  weights[:, rng.integers(size)] = 0.3
+  uniform = rng.random(200).astype(np.float32)
+  ids = np.asarray(sampling.inverse_cdf(jnp.asarray(weights), jnp.asarray(uniform)))
+  sums = np.cumsum(weights.astype(np.float64), axis=1)
+  plain = (sums > uniform[:, None] * sums[:, -1:]).argmax(1)
+  # Float32 sums may move a boundary by a rounding error: then the draw lies on that boundary.
+  for row in np.flatnonzero(ids != plain):
+    assert np.abs(sums[row] / sums[row, -1] - uniform[row]).min() < 1e-6
+  assert (ids == plain).mean() > 0.99
+
+
+@pytest.mark.parametrize('uniform', [0.0, 1 - 2**-24])
+def test_the_ends_of_the_interval_never_choose_weight_zero(uniform):
+  rng = np.random.default_rng(0)
+  weights = (rng.random((500, 300)) * 10.0 ** rng.integers(-9, 3, (500, 300)) * (rng.random((500, 300)) < 0.1)).astype(np.float32)
+  weights[:, 17] = 1e-6
+  ids = np.asarray(sampling.inverse_cdf(jnp.asarray(weights), jnp.full(500, uniform, jnp.float32)))
+  assert (weights[np.arange(500), ids] > 0).all()
+
+
+def test_uniforms_have_an_address_of_their_own():
+  few = sampling.uniforms(3, jnp.asarray([5, 9], jnp.uint32), 4, 2)
+  many = sampling.uniforms(3, jnp.asarray([1, 9, 5], jnp.uint32), 11, 2)
+  np.testing.assert_array_equal(few[:, 0], many[:4, 2])
+  np.testing.assert_array_equal(few[:, 1], many[:4, 1])
+  assert len(np.unique(many)) == many.size
+  assert not np.isin(sampling.uniforms(4, jnp.asarray([5, 9], jnp.uint32), 4, 2), few).any()
+  assert scipy.stats.kstest(np.ravel(sampling.uniforms(0, jnp.arange(500, dtype=jnp.uint32), 4, 2)), 'uniform').pvalue > 1e-3
+
+
+def test_structure_is_never_choosable():
+  layout_ = small_model.plain()
+  allowed = sampling.choosable(layout_, layout_.tokenizer.size + 8)
+  assert not allowed[-8:].any()
+  for name in ('<pad>', '<s>', '<user>', '<model>', '</image>'):
+    assert not allowed[layout_.special(name)]
+  for name in ('</s>', '<think>', '</think>', '<vis>', '</vis>', '<image>'):
+    assert allowed[layout_.special(name)]

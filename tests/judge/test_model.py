@@ -1,0 +1,106 @@
+"""Heads, start from a policy, and that one causal pass scores every step as if nothing followed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from intersyn_jax.errors import UserError
+from intersyn_jax.interleave import layout
+from intersyn_jax.interleave.types import Conversation, Text, Turn
+from intersyn_jax.judge import model
+from intersyn_jax.judge.views import Widths
+from intersyn_jax.models.trunk import TrunkConfig
+from intersyn_jax.models.unified import ModelConfig
+from intersyn_jax.models.unified import define as define_policy
+from tests import small_model as small
+
+
+def config_of(layout_, layers=3):
+  block = layout_.block
+  return ModelConfig(TrunkConfig(32, layers, 4, 2, 8, 64), layout_.tokenizer.size, block.places, 1, block.codebook, mix=4)
+
+
+@pytest.fixture(scope='module')
+def judge():
+  plain = small.plain()
+  bound = model.SynJudge.of(config_of(plain), plain, dict(layers=2, widths=dict(tcc=48, icc=48, its=72), max_steps=2))
+  params = bound.definition.init(jax.random.key(1), small.one_device())
+  return bound, params | {'score_head': params['score_head'] * 50}
+
+
+def conversation(steps):
+  plain = small.plain()
+  segments = tuple(s for i in range(steps) for s in (Text(('a red circle', 'move')[i]), small.image(plain, i)))
+  return Conversation('c', 't', (Turn((Text('the blue square'),), segments),))
+
+
+def test_steps_are_scored_as_if_nothing_followed(judge):
+  bound, params = judge
+  batch = layout.stack([layout.tokenise(conversation(n), bound.layout) for n in (1, 2)], 64)
+  scores = bound.jitted(params, batch)
+  np.testing.assert_allclose(scores.steps[0, 0], scores.steps[1, 0], atol=1e-5)
+  assert np.abs(scores.whole[0] - scores.whole[1]).min() > 1e-4
+  np.testing.assert_allclose(scores.whole[:, 2], [scores.steps[0, 0, 2], scores.steps[1, :, 2].mean()], atol=1e-6)
+
+
+def test_whole_is_the_forward_of_the_view_alone(judge):
+  """The view written by hand, through backbone and head by itself."""
+  bound, params = judge
+  found = bound.jitted(params, layout.stack([layout.tokenise(conversation(2), bound.layout)], 64))
+  module = bound.definition.bind(params)
+  context = Turn((Text('the blue square'),), (small.image(bound.layout, 0), small.image(bound.layout, 1)))
+  icc = layout.tokenise(Conversation('c', 't', (context,)), bound.layout)  # pictures alone have no tags
+  hidden = module.backbone(layout.stack([icc], len(icc.text)))
+  np.testing.assert_allclose(model.expectation(module.logits(hidden)[0, -1, 1]), found.whole[0, 1], atol=1e-5)
+
+
+def test_narrow_views_give_the_same_scores(judge):
+  bound, params = judge
+  document = layout.tokenise(conversation(2), bound.layout)
+  prompt = len(layout.prompt(conversation(2), bound.layout).text)
+  batch = layout.stack([document], 64)
+  narrow = bound.within(prompt, len(document.text) - prompt)
+  assert narrow.widths.icc < bound.widths.icc
+  scores = narrow.jitted(params, batch)
+  assert scores.valid.all()
+  np.testing.assert_allclose(scores.whole, bound.jitted(params, batch).whole, atol=1e-5)
+
+
+def test_logits_fall_and_the_score_is_their_expectation(judge):
+  bound, params = judge
+  module = bound.definition.bind(params)
+  logits = module.logits(jax.random.normal(jax.random.key(0), (50, 32)) * 5)
+  assert logits.shape == (50, 4, 5) and bool((jnp.diff(logits, axis=-1) < 0).all())
+  score = model.expectation(jnp.array([100.0, 100.0, 0.0, -100.0, -100.0]))
+  np.testing.assert_allclose(score, 2.5)
+
+
+def test_cross_entropy_is_least_at_the_label():
+  """Label 2.25: targets 1, 1, 0.25, 0, 0."""
+  best = jnp.array([20.0, 20.0, np.log(0.25 / 0.75), -20.0, -20.0])
+  label = jnp.array(2.25)
+  entropy = -(0.25 * np.log(0.25) + 0.75 * np.log(0.75))
+  np.testing.assert_allclose(model.cross_entropy(best, label), entropy, atol=1e-4)
+  np.testing.assert_allclose(jax.grad(lambda x: model.cross_entropy(x, label))(best), 0.0, atol=1e-6)
+
+
+def test_start_from_a_policy():
+  plain = small.plain()
+  policy = define_policy(config_of(plain)).init(jax.random.key(5), small.one_device())
+  definition = model.define(config_of(plain), 2)
+  fresh = definition.init(jax.random.key(6), small.one_device())
+  params = model.init_from(policy, fresh)
+  assert jax.tree.structure(params) == jax.tree.structure(fresh)
+  assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, fresh)
+  ours, theirs = params['backbone'], policy['backbone']
+  np.testing.assert_array_equal(ours['code_embedding'], theirs['code_embedding'])
+  np.testing.assert_array_equal(ours['trunk']['layers']['up_kernel'], theirs['trunk']['layers']['up_kernel'][:2])
+  np.testing.assert_array_equal(params['score_head'], fresh['score_head'])
+
+
+def test_too_many_layers_is_the_users_mistake():
+  with pytest.raises(UserError, match=r'judge.layers is 4; the model has 3'):
+    model.define(config_of(small.plain()), 4)
+  with pytest.raises(UserError, match='judge.widths.icc'):
+    Widths(10, 1, 10)
