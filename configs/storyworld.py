@@ -28,12 +28,12 @@ def _optimizer(**fields) -> dict:
 def _tiny() -> ConfigDict:
   c = ConfigDict()
   c.name = 'storyworld'
-  c.seed = 0
+  c.seed = 0  # of everything that is trained or drawn; the data set and its tokenizers have `data.seed`
   c.mesh = dict(replica=1, fsdp=-1, tensor=1)
 
   # Pictures: a 4x4 grid of cells. Counts are conversations; `interleaved` is the N of DESIGN 4.
   c.data = ConfigDict(dict(
-      source='storyworld', path='', images='', pixels=32, jitter=0, objects=2, steps=(1, 2, 2, 3), turns=(1, 1, 1, 2),
+      source='storyworld', seed=0, path='', images='', pixels=32, jitter=0, objects=2, steps=(1, 2, 2, 3), turns=(1, 1, 1, 2),
       counts=dict(interleaved=1500, understanding=4000, text_to_image=6000, roles=16000, roles_interleaved=4000,
                   gold=3000, questions=4000, validation=256, test=1500),
       shard_records=2000))
@@ -41,7 +41,7 @@ def _tiny() -> ConfigDict:
   c.text = ConfigDict(dict(size=768))
   c.image = ConfigDict(dict(
       downsample=8, channels=128, blocks=1, kernel=1, codebook=512, depth=1, code_dim=32,
-      pictures=12000, batch=64, autoencoder=250, steps=900, learning_rate=2e-3))
+      pictures=12000, damaged=0.15, batch=64, autoencoder=250, steps=900, learning_rate=2e-3))
 
   c.model = ConfigDict(dict(
       width=96, layers=3, heads=3, kv_heads=3, head_width=32, mlp_width=384, rope_base=10_000.0, remat='none',
@@ -54,22 +54,26 @@ def _tiny() -> ConfigDict:
 
   # Supervised stages. `mix` weighs documents; `row_length` is T of a packed row.
   c.warmup = ConfigDict(dict(
-      mix=dict(interleaved=0.4, understanding=0.2, text_to_image=0.4), steps=1000, rows=12, row_length=192,
+      mix=dict(interleaved=0.4, understanding=0.2, text_to_image=0.4), steps=900, rows=12, row_length=192,
       micro_batches=1, null_prompt_rate=0.1, optimizer=_optimizer(), checkpoint_every=250, log_every=10,
       # The control `warmup_long`: warm-up gone on for as long as `finetune` and `grpo` take together.
-      long_steps=1500))
+      long_steps=1200))
   c.writer = ConfigDict(dict(
-      mix=dict(roles=0.6, roles_interleaved=0.1, text_to_image=0.3), steps=1000, rows=12, row_length=256,
+      mix=dict(roles=0.6, roles_interleaved=0.1, text_to_image=0.3), steps=700, rows=12, row_length=256,
       micro_batches=1, null_prompt_rate=0.1, optimizer=_optimizer(), checkpoint_every=250, log_every=10))
 
+  # Views of one answer are documents of their own; `widths` is what they may take when a whole row is judged.
   c.judge = ConfigDict(dict(
-      layers=2, answers=6000, clean=0.25, steps=600, rows=48, view_length=128, max_steps=3,
-      init='warmup', optimizer=_optimizer(learning_rate=0.01, adam_learning_rate=2e-3), checkpoint_every=200, log_every=10))
+      layers=2, reader=1, answers=6000, test_answers=1600, held_out=0.15, steps=350, rows=24, row_length=304,
+      widths=dict(tcc=176, icc=256, its=304), max_steps=3, init='warmup', dimension_weights=(1.0, 1.4, 0.6, 1.4),
+      balance=0.5, optimizer=_optimizer(learning_rate=0.01, adam_learning_rate=2e-3), bootstrap=200,
+      checkpoint_every=100, log_every=10))
 
   c.synthesize = ConfigDict(dict(
-      conversations=1500, window=256, rounds=dict(question=2, answer=2, image=2), accept='gated', turns=(1, 2),
-      word_limits=dict(question=50, caption=65), retries=2, topics='', templates='', duplicate_similarity=0.9,
-      rows=128, rooms=dict(prompts=(48, 96, 224), short=56, long=144, critic=24), shard_records=500))
+      conversations=1500, window=500, rounds=dict(question=2, answer=2, image=2), accept='gated', rate_finished=False,
+      turns=(1, 2), word_limits=dict(question=50, caption=65), retries=2, topics='', templates='', duplicate_similarity=0.9,
+      rows=128, rooms=dict(prompts=(48, 96, 224), short=56, long=144, critic=24, judged=(160,)),
+      shard_records=500))
 
   c.finetune = ConfigDict(dict(
       mix=dict(synthesized=0.6, understanding=0.15, text_to_image=0.25), steps=500, rows=12, row_length=256,
@@ -98,8 +102,8 @@ def _smoke() -> dict:
       decode=dict(rows=16, max_positions=96),
       warmup=dict(steps=20, rows=4, checkpoint_every=10, long_steps=10),
       writer=dict(steps=20, rows=4, checkpoint_every=10),
-      judge=dict(layers=1, answers=64, steps=10, rows=8, checkpoint_every=5),
-      synthesize=dict(conversations=8, window=4, rows=16, rooms=dict(prompts=(224,)), shard_records=4),
+      judge=dict(layers=1, answers=64, test_answers=64, steps=10, rows=4, bootstrap=20, checkpoint_every=5),
+      synthesize=dict(conversations=8, window=4, rows=16, rooms=dict(prompts=(224,), judged=()), shard_records=4),
       finetune=dict(steps=10, rows=4, checkpoint_every=5),
       grpo=dict(steps=4, prompts=2, group_size=4, checkpoint_every=2),
       evaluate=dict(prompts=16, bootstrap=200, gallery=2))
@@ -118,8 +122,10 @@ def _small() -> dict:
                   optimizer=dict(learning_rate=0.01, adam_learning_rate=1e-3), checkpoint_every=1000),
       writer=dict(steps=2500, rows=64, row_length=384,
                   optimizer=dict(learning_rate=0.01, adam_learning_rate=1e-3), checkpoint_every=1000),
-      judge=dict(layers=4, answers=30000, steps=1500, rows=128, view_length=320, checkpoint_every=1000),
-      synthesize=dict(conversations=8000, window=1024),
+      judge=dict(layers=4, answers=30000, test_answers=4000, steps=1500, rows=64, row_length=704,
+                 widths=dict(tcc=224, icc=576, its=704), checkpoint_every=1000),
+      synthesize=dict(conversations=8000, window=2000, rows=512,
+                      rooms=dict(prompts=(64, 160, 320), short=72, long=224, critic=32, judged=(384,))),
       finetune=dict(steps=1200, rows=64, row_length=512, optimizer=dict(learning_rate=0.005, adam_learning_rate=5e-4),
                     checkpoint_every=1000),
       grpo=dict(steps=200, prompts=32, group_size=16, max_prompt=64, max_positions=288, optimizer=dict(learning_rate=1e-4), checkpoint_every=100))

@@ -31,7 +31,8 @@ def plain(depth: int = 1, places: int = 4) -> Layout:
 def lined(depth: int = 1) -> Layout:
   """Two lines of two codes, each closed by a forced token, then two forced ones: a template with all there can be."""
   close, end = tokenizer().encode('a')[0], tokenizer().special('</image>')
-  return Layout(tokenizer(), ImageBlock(tokenizer().special('<image>'), (CODE, CODE, close, CODE, CODE, close, end), depth, CODEBOOK))
+  template = (CODE, CODE, close, CODE, CODE, close, end)
+  return Layout(tokenizer(), ImageBlock(tokenizer().special('<image>'), template, depth, CODEBOOK))
 
 
 def definition(layout_: Layout, mix: int = 4, **trunk) -> Definition:

@@ -8,6 +8,7 @@ Letters: N prompts, K columns, R resamples.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,12 +23,15 @@ Scores = Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]
 """policy -> decoding -> scorer -> float[N,4], NaN where the scorer failed."""
 
 
+@functools.lru_cache(maxsize=8)
 def draws(count: int, resamples: int, seed: int) -> np.ndarray:
   """float32[R,N]: how often each resample of N prompts holds each of them; rows sum to N."""
   rng = np.random.Generator(np.random.Philox(key=[seed, count]))
   chosen = rng.integers(0, count, (resamples, count))
   offset = np.arange(resamples)[:, None] * count
-  return np.bincount((chosen + offset).ravel(), minlength=resamples * count).reshape(resamples, count).astype(np.float32)
+  counts = np.bincount((chosen + offset).ravel(), minlength=resamples * count).reshape(resamples, count).astype(np.float32)
+  counts.flags.writeable = False  # it is shared
+  return counts
 
 
 def with_mean(scores: np.ndarray) -> np.ndarray:

@@ -50,7 +50,7 @@ def hybrid(steps: jax.Array, whole: jax.Array, valid: jax.Array, parse: Parse, a
 
   Args:
     steps: float32[R,S,4] judge scores of each step, 0 where the step is missing.
-    whole: float32[R,4] judge scores of the answer.
+    whole: float32[R,4] judge scores of the answer; of answers that are not valid neither is read.
     valid: bool[R].
     parse: what the grammar says of the answers.
     asked: int32[R], steps asked for, 0 for any number.
@@ -59,5 +59,5 @@ def hybrid(steps: jax.Array, whole: jax.Array, valid: jax.Array, parse: Parse, a
   wanted = jnp.where(asked > 0, asked, jnp.maximum(parse.steps, 1))
   keeps = parse.well_formed & ((asked == 0) | (parse.steps == asked))
   part = lambda s: jnp.stack([s[..., 0], jnp.mean(s[..., 1:], axis=-1)], axis=-1) / 5.0
-  each = part(steps)
-  return Rewards(each[..., 0], each[..., 1], part(whole), keeps.astype(jnp.float32), number < wanted[:, None], valid)
+  each = part(jnp.where(valid[:, None, None], steps, 0.0))
+  return Rewards(each[..., 0], each[..., 1], part(jnp.where(valid[:, None], whole, 0.0)), keeps.astype(jnp.float32), number < wanted[:, None], valid)

@@ -27,13 +27,14 @@ from intersyn_jax.grpo.loss import LossConfig, make_loss, units
 from intersyn_jax.grpo.rewards import Rewards, hybrid
 from intersyn_jax.interleave import grammar
 from intersyn_jax.interleave.layout import PADDING, TokenBatch
+from intersyn_jax.judge.model import JudgeScores
 from intersyn_jax.models import unified
 from intersyn_jax.models.definition import Params
 from intersyn_jax.training import loop
 from intersyn_jax.training.optimizer import Optimizer
 
-Score = Callable[[TokenBatch], tuple[jax.Array, jax.Array, jax.Array]]
-"""Jittable: whole rows [R,T] -> judge scores of steps [R,S,4], of the whole [R,4], and valid bool[R]."""
+Score = Callable[[Params, TokenBatch], JudgeScores]
+"""Jittable: the judge's parameters and whole rows [R,T] -> scores of steps and of the whole. `SynJudge.score` is one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,14 +76,15 @@ class Trainer:
 
   Args:
     decoder: writes the answers; its `definition` is the policy's.
-    score: the judge. optimizer: of the policy.
+    score: the judge, and `judge` its parameters. optimizer: of the policy.
     reference: frozen parameters that the policy is held near.
     seed: of all draws.
   """
 
-  def __init__(self, decoder: Decoder, score: Score, optimizer: Optimizer, reference: Params, config: GRPOConfig,
-               loss: LossConfig, seed: int):
-    self.decoder, self.reference, self.config, self.loss, self.seed = decoder, reference, config, loss, seed
+  def __init__(self, decoder: Decoder, score: Score, judge: Params, optimizer: Optimizer, reference: Params,
+               config: GRPOConfig, loss: LossConfig, seed: int):
+    self.decoder, self.judge, self.reference = decoder, judge, reference
+    self.config, self.loss, self.seed = config, loss, seed
     self._score = score
     objective, weights = make_loss(decoder.definition, loss)
     self._update = jax.jit(loop.make_step(objective, optimizer, weights=weights, micro_batches=config.micro_batches),
@@ -90,13 +92,13 @@ class Trainer:
     self._assess = jax.jit(self.assess)
     self._reference = jax.jit(self._reference_units)
 
-  def assess(self, tokens: TokenBatch, asked: jax.Array, start: int) -> tuple[Rewards, jax.Array]:
+  def assess(self, judge: Params, tokens: TokenBatch, asked: jax.Array, start: jax.Array) -> tuple[Rewards, jax.Array]:
     """Rewards and advantages [R,T] of whole rows whose answers begin at position `start`."""
     config = self.config
     answer = tokens.replace(modality=jnp.where(jnp.arange(tokens.text.shape[1]) >= start, tokens.modality, PADDING))
     parse = grammar.parse(answer, self.decoder.layout, config.max_steps)
-    steps, whole, valid = self._score(tokens)
-    rewards = hybrid(steps, whole, valid, parse, asked)
+    scores = self._score(judge, tokens)
+    rewards = hybrid(scores.steps, scores.whole, scores.valid, parse, asked)
     length = tokens.text.shape[1]
     if config.process:
       last = jnp.max(jnp.where(answer.modality != PADDING, jnp.arange(length), 0), axis=1)
@@ -141,7 +143,7 @@ class Trainer:
     jax.block_until_ready(tokens.text)
     rolled = clock()
 
-    rewards, advantage = self._assess(tokens, jnp.repeat(jnp.asarray(asked), config.group_size), start)
+    rewards, advantage = self._assess(self.judge, tokens, jnp.repeat(jnp.asarray(asked), config.group_size), start)
     # An answer that the judge could not read is no evidence of anything.
     tokens = tokens.replace(loss=tokens.loss * rewards.valid[:, None])
     batch = {'tokens': tokens, 'old': self.old_units(completions, start), 'advantage': advantage,

@@ -20,8 +20,9 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from intersyn_jax.data.storyworld import flaws, story
-from intersyn_jax.data.storyworld.render import read
+from intersyn_jax.data.storyworld.render import read, read_arrays
 from intersyn_jax.data.storyworld.score import Item, score_answers
+from intersyn_jax.data.storyworld.world import SIDE, SIZES
 from intersyn_jax.errors import UserError
 from intersyn_jax.interleave.layout import Layout, TokenBatch, answer_of, prompt, tokenise
 from intersyn_jax.interleave.types import Conversation, Image, Segment, Text, Turn, images_of, steps_of, text_of
@@ -87,6 +88,8 @@ class Labelled:
     documents: one token document [T] each.
     whole: float32[N,4], labels 0-5.
     steps: float32[N,S,4], labels where there is one, else NaN.
+    wrong: float32[N,S,P], 1 at places of the answer's pictures that show another tile (size aside) than the gold answer's
+      picture of that step, 0 where the same, NaN where there is none: what only training uses.
     asked_iq: float32[N], IQ of the whole as the scorer gives it: pictures that were asked for and are missing count as 0.
     questions: hash of each row's last question, and `pictures`, hashes of all pictures of its answer: for the leak check.
   """
@@ -96,6 +99,7 @@ class Labelled:
   documents: list[TokenBatch]
   whole: np.ndarray
   steps: np.ndarray
+  wrong: np.ndarray
   asked_iq: np.ndarray
   questions: list[str]
   pictures: list[tuple[str, ...]]
@@ -176,6 +180,7 @@ class _Draft:
   conversation: Conversation
   generator: str
   rng: random.Random
+  gold: tuple[Image, ...] = ()  # of each step of the gold answer
   document: TokenBatch | None = None
   in_steps: bool = True  # whether step labels can be put to the steps that the views count
 
@@ -199,10 +204,11 @@ def _drafts(corpus: Corpus, side: str, count: int, names: Sequence[str], shares:
     conversation = story.conversation(
         corpus.seed, number, 'roles', pixels=corpus.pixels, jitter=corpus.jitter, steps=corpus.steps, objects=corpus.objects,
         turns=1 if generator.policy else corpus.turns, topic=rng.choice(topics))
+    gold = tuple(images_of(conversation.turns[-1].answer))
     flawed = rng.choice(generator.flaws)
     if flawed:
       conversation, _ = flaws.inject(conversation, rng, generator.kinds, flawed, jitter=corpus.jitter)
-    drafts.append(_Draft(_spoken(conversation, f'judge-{side}-{corpus.seed}-{index}'), name, rng))
+    drafts.append(_Draft(_spoken(conversation, f'judge-{side}-{corpus.seed}-{index}'), name, rng, gold))
   return drafts
 
 
@@ -227,14 +233,14 @@ def _encode(corpus: Corpus, drafts: Sequence[_Draft]) -> None:
   """Gives every picture its codes, and drops the bytes: from here on only what the codes say counts."""
   found: dict[bytes, int] = {}
   for draft in drafts:
-    for turn in draft.conversation.turns:
-      for image in images_of((*turn.question, *turn.answer)):
-        found.setdefault(image.data, len(found))
+    for image in (*draft.gold, *(i for t in draft.conversation.turns for i in images_of((*t.question, *t.answer)))):
+      found.setdefault(image.data, len(found))
   if not found:
     return
   codes = corpus.encode(np.stack([flaws.decode(data) for data in found]))
   for draft in drafts:
     draft.conversation = _map_images(draft.conversation, lambda image: Image(codes=codes[found[image.data]]))
+    draft.gold = tuple(Image(codes=codes[found[image.data]]) for image in draft.gold)
 
 
 def _damage_codes(draft: _Draft, codebook: int) -> None:
@@ -268,7 +274,8 @@ def _answered(draft: _Draft, document: TokenBatch, layout: Layout) -> None:
 
 def _label(corpus: Corpus, drafts: Sequence[_Draft]) -> Labelled:
   """Decodes all pictures, scores, and puts the labels where the views look for them."""
-  shown = [image for d in drafts for turn in d.conversation.turns for image in images_of(turn.answer)]
+  shown = [image for d in drafts for images in (d.gold, *(images_of(t.answer) for t in d.conversation.turns))
+           for image in images]
   pictures = corpus.decode(np.stack([image.codes for image in shown])) if shown else np.zeros((0, 1, 1, 3), np.uint8)
   of_image = {id(image): i for i, image in enumerate(shown)}
   items, in_answer = [], []
@@ -280,22 +287,40 @@ def _label(corpus: Corpus, drafts: Sequence[_Draft]) -> Labelled:
     in_answer.append([of_image[id(image)] for image in images_of(turns[-1].answer)])
   scores = score_answers(items, jitter=corpus.jitter)
   quality = np.array([reading.quality for reading in read(pictures, corpus.jitter)]) if shown else np.zeros(0)
+  tiles = _tiles(pictures, corpus.jitter, corpus.layout.block.places)
   hashes = [hashlib.blake2b(image.codes.tobytes(), digest_size=8).hexdigest() for image in shown]
   kept = [i for i, score in enumerate(scores) if score is not None]
   whole = np.array([scores[i].whole.values() for i in kept], np.float32).reshape(-1, 4)
   steps = np.full((len(kept), corpus.max_steps, 4), np.nan, np.float32)
+  wrong = np.full((len(kept), corpus.max_steps, corpus.layout.block.places), np.nan, np.float32)
   asked_iq = whole[:, IQ].copy()
   for row, i in enumerate(kept):
     mine = quality[in_answer[i]]
     whole[row, IQ] = mine.mean() if len(mine) else 0.0
     steps[row, :len(mine[:corpus.max_steps]), IQ] = mine[:corpus.max_steps]
+    gold = [of_image[id(image)] for image in drafts[i].gold]
+    steps_shown = [j for j, (_, image) in enumerate(steps_of(drafts[i].conversation.turns[-1].answer)) if image is not None]
+    for slot, (j, picture) in enumerate(zip(steps_shown, in_answer[i], strict=True)):
+      if slot < corpus.max_steps and j < len(gold):
+        wrong[row, slot] = tiles[picture] != tiles[gold[j]]
     if drafts[i].in_steps:
       _step_labels(drafts[i].conversation.turns[-1].answer, scores[i].steps, steps[row])
   return Labelled(
       [drafts[i].conversation.id for i in kept], [drafts[i].generator for i in kept], [drafts[i].document for i in kept],
-      whole, steps, asked_iq,
+      whole, steps, wrong, asked_iq,
       [hashlib.blake2b(repr(items[i].questions).encode(), digest_size=8).hexdigest() for i in kept],
       [tuple(hashes[j] for j in in_answer[i]) for i in kept])
+
+
+def _tiles(pictures: np.ndarray, jitter: int, places: int) -> np.ndarray:
+  """What stands at each place, int[n,P]: ground, and colour and shape of the cell that the place lies in."""
+  if not len(pictures):
+    return np.zeros((0, places), int)
+  ground, tile, _ = read_arrays(pictures, jitter)
+  kind = np.where(tile > 0, 1 + (tile - 1) // len(SIZES), 0) + 1000 * ground[:, None] * (tile == 0)
+  side = int(round(places ** 0.5))
+  at = np.arange(side) * SIDE // side
+  return kind[:, (at[:, None] * SIDE + at[None, :]).reshape(-1)]
 
 
 def _step_labels(answer: Sequence[Segment], scores: Sequence, out: np.ndarray) -> None:

@@ -18,11 +18,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from intersyn_jax.errors import UserError
-from intersyn_jax.interleave.layout import Layout, TokenBatch
+from intersyn_jax.interleave.layout import CODES, Layout, TokenBatch
 from intersyn_jax.interleave.types import DIMENSIONS
 from intersyn_jax.judge import views
 from intersyn_jax.judge.views import IQ, View, Views, Widths
 from intersyn_jax.models.definition import Definition, Params, constant, normal, param
+from intersyn_jax.models.trunk import Trunk, project, same_document
 from intersyn_jax.models.unified import Backbone, ModelConfig
 
 TOP = 5
@@ -33,13 +34,43 @@ GAP = 1.0
 
 
 class Judge(nnx.Module):
-  """Backbone and heads."""
+  """Backbone, comparison, reader and heads.
 
-  def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+  The backbone is the policy's: its hidden state at a position says what it expects next. The comparison multiplies that
+  with what really stands next, through tables that start as the policy's own output heads, so that a sum over channels
+  is the logit of what was written. From there a fifth head says of every image position whether something is wrong at
+  that place; the labelled answers know it, and so many labels a picture teach binding of objects to places that a few
+  scores do not. The reader, layers of the judge's own, gathers all this up to where a score is read.
+  """
+
+  def __init__(self, config: ModelConfig, reader: int, rngs: nnx.Rngs):
     d, n = config.trunk.width, len(DIMENSIONS)
     self.backbone = Backbone(config, rngs)
+    self.expected_text_embedding = param(rngs, (config.vocabulary, d), ('vocab', 'embed'), normal(0.02))
+    self.expected_code_embedding = param(rngs, (config.codebook, d), ('codes', 'embed'), normal(0.02))
+    self.compare_kernel = param(rngs, (d, d), ('embed', 'mlp'), normal(0.02))
+    self.compare_scale = param(rngs, (d,), ('width',), normal(0.1))
+    self.wrong_head = param(rngs, (d, 1), ('embed', 'width'), normal(0.02))
+    self.wrong_embedding = param(rngs, (1, d), ('width', 'embed'), normal(0.1))
+    self.reader = Trunk(dataclasses.replace(config.trunk, layers=reader), rngs)
     self.score_head = param(rngs, (d, n * TOP), ('embed', 'width'), normal(0.02))
     self.score_bias = param(rngs, (n * TOP,), ('width',), constant(0.0))
+
+  def __call__(self, batch: TokenBatch) -> tuple[jax.Array, jax.Array]:
+    """Packed rows in; hidden states [B,T,d] for `logits` out, and logits float32[B,T] of "wrong here" (image positions)."""
+    hidden = self.backbone(batch)
+    dtype = hidden.dtype
+    words = self.expected_text_embedding[...].astype(dtype)[batch.text]
+    picture = jnp.sum(self.expected_code_embedding[...].astype(dtype)[batch.codes], axis=-2)
+    written = jnp.where((batch.modality == CODES)[..., None], picture, words)
+    before = jnp.pad(hidden[:, :-1], ((0, 0), (1, 0), (0, 0)))
+    product = jnp.where((batch.position > 0)[..., None], before * written, 0)
+    fit = jnp.sum(product, axis=-1, keepdims=True) * self.compare_scale[...].astype(dtype)
+    x = hidden + project(product, self.compare_kernel) + fit
+    wrong = (x @ self.wrong_head[...].astype(dtype)).astype(jnp.float32)
+    here = (batch.modality == CODES)[..., None]
+    x = x + jnp.where(here, jax.nn.sigmoid(wrong), 0).astype(dtype) * self.wrong_embedding[...].astype(dtype)
+    return self.reader(x, batch.position, same_document(batch.document)), wrong[..., 0]
 
   def logits(self, hidden: jax.Array) -> jax.Array:
     """Cumulative logits [...,4,K] in float32 of hidden states [...,d]: the k-th is that of "above k"."""
@@ -50,8 +81,8 @@ class Judge(nnx.Module):
     return jnp.concatenate([first, first - gaps], axis=-1)
 
 
-def define(config: ModelConfig, layers: int) -> Definition:
-  """The judge that has the first `layers` layers of such a model.
+def define(config: ModelConfig, layers: int, reader: int) -> Definition:
+  """The judge on the first `layers` layers of such a model, with `reader` layers of its own behind them.
 
   Raises:
     UserError: the model has fewer layers.
@@ -59,17 +90,25 @@ def define(config: ModelConfig, layers: int) -> Definition:
   if not 1 <= layers <= config.trunk.layers:
     raise UserError(f'judge.layers is {layers}; the model has {config.trunk.layers} layers, take 1 to that many')
   config = dataclasses.replace(config, trunk=dataclasses.replace(config.trunk, layers=layers))
-  return Definition(lambda rngs: Judge(config, rngs))
+  return Definition(lambda rngs: Judge(config, reader, rngs))
 
 
 def init_from(policy: Params, judge: Params) -> Params:
-  """The judge's parameters with the embeddings and the first layers of a policy of the same model; heads stay."""
+  """The judge's parameters with what a policy of the same model already knows.
+
+  Embeddings and the first layers are copied; the comparison starts from the output heads (of the image head only where
+  it is flat: one table of codes). Reader and score heads stay as they are.
+  """
   layers = lambda mine, theirs: jax.tree.map(lambda a, b: jnp.array(b[:len(a)]), mine, theirs)
   ours, other = judge['backbone'], policy['backbone']
   trunk = {name: (layers(value, other['trunk'][name]) if name == 'layers' else jax.tree.map(jnp.array, other['trunk'][name]))
            for name, value in ours['trunk'].items()}
   backbone = {name: trunk if name == 'trunk' else jax.tree.map(jnp.array, other[name]) for name in ours}
-  return judge | {'backbone': backbone}
+  codes, flat = judge['expected_code_embedding'], policy['image_head'].get('head')
+  if flat is not None and flat.shape == codes.shape[::-1]:
+    codes = jnp.array(flat.T)
+  return judge | {'backbone': backbone, 'expected_text_embedding': jnp.array(policy['text_head'].T),
+                  'expected_code_embedding': codes}
 
 
 def expectation(logits: jax.Array) -> jax.Array:
@@ -133,8 +172,8 @@ class SynJudge:
 
   @classmethod
   def of(cls, model: ModelConfig, layout: Layout, section: Mapping[str, Any]) -> SynJudge:
-    """The judge of a config section: `layers` of the model, `widths` of the views, `max_steps`."""
-    return cls(define(model, section['layers']), layout, Widths(**section['widths']), section['max_steps'])
+    """The judge of a config section: `layers` of the model, `reader` layers of its own, `widths` of the views, `max_steps`."""
+    return cls(define(model, section['layers'], section['reader']), layout, Widths(**section['widths']), section['max_steps'])
 
   def within(self, prompt: int, completion: int) -> SynJudge:
     """The same judge with the narrowest views that have room for every answer of at most `completion` positions to a
@@ -173,7 +212,7 @@ class SynJudge:
 
 def read(model: Judge, view: View, dimension: int) -> tuple[jax.Array, jax.Array]:
   """Cumulative logits of one dimension from one view: of its steps [B,S,K] and of the whole [B,K], in one causal pass."""
-  hidden = model.backbone(view.tokens)
+  hidden, _ = model(view.tokens)
   places = jnp.concatenate([jnp.maximum(view.ends, 0).reshape(len(hidden), -1), view.end[:, None]], axis=1)
   picked = jnp.take_along_axis(hidden, places[..., None], axis=1)
   logits = model.logits(picked)[..., dimension, :]

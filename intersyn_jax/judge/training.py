@@ -17,12 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from intersyn_jax.errors import UserError
-from intersyn_jax.interleave.layout import FILL, TokenBatch, stack
+from intersyn_jax.interleave.layout import CODES, FILL, TokenBatch, stack
 from intersyn_jax.interleave.types import DIMENSIONS
 from intersyn_jax.judge import views
 from intersyn_jax.judge.labelled import Labelled
 from intersyn_jax.judge.model import SynJudge, cross_entropy
-from intersyn_jax.judge.views import IQ
+from intersyn_jax.judge.views import ICC, IQ, ITS
 from intersyn_jax.models.definition import Definition, Params
 
 _CUT = 256  # answers whose views are cut at once
@@ -34,6 +34,7 @@ class Examples:
 
   Attributes:
     text, codes, modality, forced: of all documents, one after the other: int32[all], int32[all,D], ...
+    wrong: float32[all], 1 at image positions of the answer where something is wrong, 0 where nothing is, NaN elsewhere.
     start, length: int64[n], where each document lies.
     dimension: int8[n].
     places, labels: int32[n,S+1] and float32[n,S+1]: where steps and the whole (last) are read, and their labels; NaN
@@ -44,6 +45,7 @@ class Examples:
   codes: np.ndarray
   modality: np.ndarray
   forced: np.ndarray
+  wrong: np.ndarray
   start: np.ndarray
   length: np.ndarray
   dimension: np.ndarray
@@ -60,7 +62,7 @@ def examples(judge: SynJudge, labelled: Labelled) -> Examples:
   """Cuts the views of all answers and keeps those that a label belongs to."""
   width = max(len(d.text) for d in labelled.documents)
   cut = jax.jit(lambda batch: views.build(batch, judge.layout, judge.widths, judge.max_steps))
-  parts: list[list[np.ndarray]] = [[] for _ in range(8)]
+  parts: list[list[np.ndarray]] = [[] for _ in range(9)]
   s = judge.max_steps
   for first in range(0, len(labelled), _CUT):
     chunk = [min(i, len(labelled) - 1) for i in range(first, first + _CUT)]
@@ -81,12 +83,24 @@ def examples(judge: SynJudge, labelled: Labelled) -> Examples:
         places = np.concatenate([np.maximum(view.ends, 0), view.end[:, None]], axis=1)
       used &= np.isfinite(labels).any(axis=1)
       filled = (view.tokens.document > 0) & used[:, None]
+      # IQ cannot know what was asked for, and in TCC there are no pictures.
+      wrong = _wrong(view.tokens.modality, seen.present[..., IQ].sum(1), labelled.wrong[chunk]) if dimension in (ICC, ITS) \
+          else np.full(filled.shape, np.nan, np.float32)
       for part, value in zip(parts, (
-          view.tokens.text[filled], view.tokens.codes[filled], view.tokens.modality[filled], view.tokens.forced[filled],
+          view.tokens.text[filled], view.tokens.codes[filled], view.tokens.modality[filled], view.tokens.forced[filled], wrong[filled],
           filled.sum(1)[used], np.full(used.sum(), dimension, np.int8), places[used], labels[used]), strict=True):
         part.append(value)
-  text, codes, modality, forced, length, dimension, places, labels = (np.concatenate(p) for p in parts)
-  return Examples(text, codes, modality, forced, np.cumsum(length) - length, length, dimension, places, labels)
+  text, codes, modality, forced, wrong, length, dimension, places, labels = (np.concatenate(p) for p in parts)
+  return Examples(text, codes, modality, forced, wrong, np.cumsum(length) - length, length, dimension, places, labels)
+
+
+def _wrong(modality: np.ndarray, pictures: np.ndarray, wrong: np.ndarray) -> np.ndarray:
+  """Puts the labels [rows,S,P] of the answer's pictures, which are the last ones of a view, to their positions [rows,L]."""
+  out = np.full(modality.shape, np.nan, np.float32)
+  for row, count in enumerate(pictures):
+    if count:
+      out[row, np.flatnonzero(modality[row] == CODES)[-count * wrong.shape[2]:]] = wrong[row, :count].reshape(-1)
+  return out
 
 
 def chances(data: Examples, weights: Sequence[float], balance: float) -> np.ndarray:
@@ -117,11 +131,12 @@ class Batch:
   """R packed rows. Readouts belong to their row, so that rows can be spread over devices.
 
   Attributes:
-    tokens: [R,T].
+    tokens: [R,T]. wrong: float32[R,T], as in Examples.
     dimension: int32[R,M] of each readout. place: int32[R,M]. label: float32[R,M], NaN for none.
   """
 
   tokens: TokenBatch
+  wrong: np.ndarray
   dimension: np.ndarray
   place: np.ndarray
   label: np.ndarray
@@ -141,6 +156,7 @@ def batches(data: Examples, chance: np.ndarray, *, rows: int, length: int, seed:
     dimension, place = np.zeros((rows, most), np.int32), np.zeros((rows, most), np.int32)
     label = np.full((rows, most), np.nan, np.float32)
     used, count = np.zeros(rows, int), np.zeros(rows, int)
+    wrong = np.full((rows, length), np.nan, np.float32)
     misses = 0
     while misses < 8:
       for i in np.minimum(np.searchsorted(edges, rng.random(32)), len(edges) - 1):
@@ -153,13 +169,14 @@ def batches(data: Examples, chance: np.ndarray, *, rows: int, length: int, seed:
         here, there = slice(used[row], used[row] + n), slice(data.start[i], data.start[i] + n)
         tokens.text[row, here], tokens.codes[row, here] = data.text[there], data.codes[there]
         tokens.modality[row, here], tokens.forced[row, here] = data.modality[there], data.forced[there]
+        wrong[row, here] = data.wrong[there]
         tokens.document[row, here], tokens.position[row, here] = count[row] // slots + 1, np.arange(n)
         spot = slice(count[row], count[row] + slots)
         dimension[row, spot], place[row, spot] = data.dimension[i], used[row] + data.places[i]
         label[row, spot] = data.labels[i]
         used[row] += n
         count[row] += slots
-    return Batch(tokens, dimension, place, label)
+    return Batch(tokens, wrong, dimension, place, label)
 
   return batch
 
@@ -173,17 +190,22 @@ def _empty(rows: int, length: int, depth: int) -> TokenBatch:
 
 
 def loss_of(definition: Definition) -> Callable[[Params, Batch, jax.Array], dict[str, tuple[jax.Array, jax.Array]]]:
-  """Loss (params, batch, key) -> {name: (sum, denominator)}: `loss` over all readouts and one part for each dimension."""
+  """Loss (params, batch, key) -> {name: (sum, denominator)}: `loss` over all readouts, one part for each dimension,
+  and `wrong`, over image positions of answers."""
 
   def loss(params: Params, batch: Batch, key: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
     del key
     judge = definition.bind(params)
-    hidden = jnp.take_along_axis(judge.backbone(batch.tokens), batch.place[..., None], axis=1)
+    hidden, wrong = judge(batch.tokens)
+    hidden = jnp.take_along_axis(hidden, batch.place[..., None], axis=1)
     logits = jnp.take_along_axis(judge.logits(hidden), batch.dimension[..., None, None], axis=2)[..., 0, :]
     real = jnp.isfinite(batch.label)
     cost = jnp.where(real, cross_entropy(logits, jnp.where(real, batch.label, 0.0)), 0.0)
+    labelled = jnp.isfinite(batch.wrong)
+    binary = jax.nn.softplus(wrong) - jnp.where(labelled, batch.wrong, 0.0) * wrong
     part = lambda where: (jnp.sum(jnp.where(where, cost, 0.0)), jnp.sum(where & real).astype(jnp.float32))
-    return {'loss': part(True)} | {name: part(batch.dimension == i) for i, name in enumerate(DIMENSIONS)}
+    return {'loss': part(True)} | {name: part(batch.dimension == i) for i, name in enumerate(DIMENSIONS)} | {
+        'wrong': (jnp.sum(jnp.where(labelled, binary, 0.0)), jnp.sum(labelled).astype(jnp.float32))}
 
   return loss
 

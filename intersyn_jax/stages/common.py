@@ -29,9 +29,9 @@ from intersyn_jax.training.metrics import Clock, MetricsWriter, replace_text
 from intersyn_jax.training.progress import Progress
 
 SECTIONS = {
-    'data': ('seed', 'data'),
+    'data': ('data',),
     'tokenizer': ('text', 'image'),
-    'warmup': ('model', 'warmup', 'writer'),
+    'warmup': ('seed', 'model', 'warmup', 'writer'),
     'judge': ('decode', 'judge'),
     'synthesize': ('synthesize',),
     'finetune': ('finetune',),

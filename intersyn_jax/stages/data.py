@@ -16,7 +16,7 @@ def run(run: Run) -> dict:
       line = (label, run.progress('data', total or 0, unit='record', label=label))
     line[1].update(done)
 
-  manifest = builders.build(config.data, run.directory('data'), progress, seed=config.seed)
+  manifest = builders.build(config.data, run.directory('data'), progress, seed=config.data.seed)
   records = {f'records.{name}': split.records for name, split in manifest.splits.items()}
   rejected = {f'rejected.{name}': len(split.rejected) for name, split in manifest.splits.items()}
   return records | rejected

@@ -29,7 +29,7 @@ from intersyn_jax.interleave.types import DIMENSIONS, Conversation, steps_of, te
 from intersyn_jax.judge.model import SynJudge
 from intersyn_jax.models.definition import Params
 from intersyn_jax.stages.common import Run, barrier
-from intersyn_jax.stages.parts import POLICIES, Parts
+from intersyn_jax.stages.parts import Parts, identity, policy_folder
 from intersyn_jax.training import checkpoints
 from intersyn_jax.training.metrics import replace_text
 
@@ -37,7 +37,6 @@ CHANCE = 'chance'
 TRAINED = ('warmup', 'warmup_long', 'finetune', 'finetune_k0', 'finetune_gold', 'grpo')
 """Policies in the order of tables. Those whose checkpoints are missing are left out (the last controls come from studies)."""
 
-CONTROLS = {'finetune_k0': ('finetune', 'k0', 'checkpoints'), 'finetune_gold': ('finetune', 'gold', 'checkpoints')}
 """Where studies keep their extra policies."""
 
 PAIRS = (*((CHANCE, name) for name in TRAINED), ('warmup', 'warmup_long'), ('warmup', 'finetune'),
@@ -72,7 +71,7 @@ def run(run: Run) -> dict[str, Any]:
     if name not in DECODINGS:
       raise UserError(f'config.evaluate.decodings names {name!r}; there are {", ".join(DECODINGS)}')
   folder = run.directory('evaluate')
-  policies = [name for name in TRAINED if checkpoints.latest_step(policy_folder(run.workdir, name)) is not None]
+  policies = [name for name in TRAINED if trained(run, name)]
   work = _Work(run, parts, folder, policies)
   scores = {policy: work.scores(policy) for policy in (CHANCE, *policies)}
   skill = {policy: work.skills(policy) for policy in policies}
@@ -82,9 +81,10 @@ def run(run: Run) -> dict[str, Any]:
   return _metrics(json.loads((folder / 'scores.json').read_text()), work.failures, work.form, skill)
 
 
-def policy_folder(workdir: epath.Path, name: str) -> epath.Path:
-  """Checkpoint folder of a policy, the studies' controls included."""
-  return workdir.joinpath(*(CONTROLS | POLICIES)[name])
+def trained(run: Run, policy: str) -> bool:
+  """Whether a policy is there and its stage has ended."""
+  folder = policy_folder(run.workdir, policy)
+  return run.complete(folder.relative_to(run.workdir).parts[0]) and checkpoints.latest_step(folder) is not None
 
 
 def read_scores(workdir: epath.PathLike) -> dict[str, dict[str, dict[str, np.ndarray]]]:
@@ -118,14 +118,31 @@ class _Work:
     self.length = answers_lib.room([*self.prompts.tokens, *(t for part in self.questions for t in part)], bucket)
     self.judge = parts.judge()
     self.decoders = {name: parts.decoder(**DECODINGS[name]) for name in self.section.decodings}
+    judge = identity(run.workdir / 'judge' / 'checkpoints')
+    self.weights = {CHANCE: judge} | {p: f'{identity(policy_folder(run.workdir, p))} {judge}' for p in policies}
     # What is there is looked up before anything is written, so that several processes agree on it.
-    self.done = {path.name for path in (folder / 'answers').glob('*')} if (folder / 'answers').exists() else set()
+    self.kept = {f'{policy}.{decoding}': kept for policy in self.weights for decoding in self.decoders
+                 if (kept := self._kept(policy, decoding)) is not None}
+    self.kept_skills = {policy: kept for policy in policies if (kept := self._kept_skills(policy)) is not None}
     barrier('evaluate-begin')
     todo = [f'{policy}.{decoding}' for policy in policies for decoding in self.decoders]
     total = len(todo) * len(self.prompts.texts)
-    self.count = sum(len(self.prompts.texts) for name in todo if f'{name}.npz' in self.done)
+    self.count = sum(len(self.prompts.texts) for name in todo if name in self.kept)
     self.progress = run.progress('evaluate', total, self.count, unit='answer')
     self._policy: tuple[str, Params] | None = None
+
+  def _kept(self, policy: str, decoding: str) -> tuple[Answers, dict[str, np.ndarray]] | None:
+    """Answers and scores of an earlier start, None where there are none of these very weights."""
+    path = self.folder / 'answers' / f'{policy}.{decoding}.npz'
+    if not path.exists():
+      return None
+    made, rest = answers_lib.split(answers_lib.load(path))
+    return (made, rest) if str(rest.pop('weights')) == self.weights[policy] else None
+
+  def _kept_skills(self, policy: str) -> dict[str, Any] | None:
+    path = self.folder / 'answers' / f'{policy}.skills.json'
+    found = json.loads(path.read_text()) if path.exists() else {}
+    return found['skills'] if found.get('weights') == self.weights[policy] else None
 
   def params(self, policy: str) -> Params:
     """Parameters of a policy; the last one asked for is kept."""
@@ -144,18 +161,15 @@ class _Work:
     found: dict[str, dict[str, np.ndarray]] = {}
     for decoding, decoder in self.decoders.items():
       name = f'{policy}.{decoding}'
-      path = self.folder / 'answers' / f'{name}.npz'
-      if path.name in self.done:
-        made, rest = answers_lib.split(answers_lib.load(path))
-      elif policy == CHANCE and found:  # it does not decode: the same answers stand for every decoding
-        rest = next(iter(found.values()))
-        if self.run.active:
-          answers_lib.save(path, made.arrays() | rest)
+      if name in self.kept:
+        made, rest = self.kept[name]
       else:
-        made = self._answer(policy, decoder)
-        rest = self._score(made)
+        if policy != CHANCE or not found:  # chance does not decode: the same answers stand for every decoding
+          made = self._answer(policy, decoder)
+          rest = self._score(made)
         if self.run.active:
-          answers_lib.save(path, made.arrays() | rest)
+          answers_lib.save(self.folder / 'answers' / f'{name}.npz',
+                           made.arrays() | rest | {'weights': np.array(self.weights[policy])})
       found[decoding] = rest
       for scorer, array in rest.items():
         if failed := int((~np.isfinite(array).all(axis=1)).sum()):
@@ -184,9 +198,8 @@ class _Work:
 
   def skills(self, policy: str) -> dict[str, Any]:
     """Retained skills and diversity of a policy; read where they are done, else made and kept."""
-    path = self.folder / 'answers' / f'{policy}.skills.json'
-    if path.name in self.done:
-      return json.loads(path.read_text())
+    if policy in self.kept_skills:
+      return self.kept_skills[policy]
     found: dict[str, Any] = {}
     if self.known_world:
       greedy = self.decoders.get('greedy') or self.parts.decoder(**DECODINGS['greedy'])
@@ -203,7 +216,8 @@ class _Work:
       made = self.write(self.decoders['sampled'], policy, tokens, len(self.prompts.tokens) + np.arange(len(tokens)))
       found['diversity'] = skills.diversity(made.segments(self.parts.layout), GROUP)
     if self.run.active:
-      replace_text(path, json.dumps(found))
+      replace_text(self.folder / 'answers' / f'{policy}.skills.json',
+                   json.dumps({'weights': self.weights[policy], 'skills': found}))
     return found
 
 

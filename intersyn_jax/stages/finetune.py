@@ -13,7 +13,8 @@ from intersyn_jax.stages.warmup import train
 def run(run: Run) -> dict:
   run.require('warmup', 'synthesize')
   parts = Parts(run)
-  synthesized = shards.open_split(run.workdir / 'synthesize' / 'data', 'refined')
+  folder = run.workdir / 'synthesize' / 'data'
+  synthesized = shards.open_split(folder, 'refined') if 'refined' in shards.splits(folder) else ()
   return finetune(run, parts, synthesized, 'finetune', run.directory('finetune'))
 
 

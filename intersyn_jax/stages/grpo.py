@@ -5,10 +5,10 @@ from __future__ import annotations
 import jax
 import numpy as np
 
+from intersyn_jax.errors import UserError
 from intersyn_jax.grpo.loss import LossConfig
 from intersyn_jax.grpo.rewards import asked_steps
 from intersyn_jax.grpo.trainer import GRPOConfig, Trainer
-from intersyn_jax.errors import UserError
 from intersyn_jax.interleave import layout
 from intersyn_jax.interleave.types import Turn, text_of
 from intersyn_jax.stages.common import Run
@@ -57,7 +57,9 @@ def run(run: Run) -> dict:
       grpo.inner_epochs, grpo.minibatches, grpo.micro_batches, config.judge.max_steps)
   losses = LossConfig(grpo.clip_low, grpo.clip_high, grpo.kl, grpo.kl_estimator, grpo.aggregation, grpo.code_ratio,
                       grpo.log_prob_chunk)
-  trainer = Trainer(decoder, parts.score, optimizer, reference, settings, losses, config.seed)
+  judge, judge_params = parts.judge()
+  narrow = judge.within(grpo.max_prompt, grpo.max_positions)
+  trainer = Trainer(decoder, narrow.score, judge_params, optimizer, reference, settings, losses, config.seed)
   prompts = Prompts(parts, grpo.questions, grpo.max_prompt, config.seed)
 
   state = loop.init_state(parts.policy(grpo.init), optimizer)

@@ -81,7 +81,7 @@ def _train(run: Run, parts: Parts, judge: model.SynJudge, policy: Params, train:
   saved = checkpoints.Checkpoints(run.directory('judge') / 'checkpoints', identity=run.config_hash('judge'))
   with run.metrics('judge', saved.latest() or -1) as writer:
     state, _ = loop.fit(
-        loop.make_step(training.loss_of(judge.definition), optimizer), loop.init_state(params, optimizer),
+        loop.make_step(training.loss_of(judge.definition), optimizer, weights={'loss': 1.0, 'wrong': section.place_weight}), loop.init_state(params, optimizer),
         loop.Indexed(batch), steps=section.steps, seed=run.config.seed, checkpoints=saved, metrics=writer,
         metrics_every=section.log_every, save_every=section.checkpoint_every,
         progress=run.progress('judge', section.steps, max(saved.done, 0)), batch_sharding=sharding.rows(parts.mesh))

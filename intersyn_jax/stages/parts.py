@@ -19,6 +19,7 @@ from intersyn_jax.errors import UserError
 from intersyn_jax.interleave.layout import Layout, plain_layout
 from intersyn_jax.interleave.text import TextTokenizer
 from intersyn_jax.interleave.types import Conversation
+from intersyn_jax.judge.model import SynJudge
 from intersyn_jax.models import image_tokenizer, unified
 from intersyn_jax.models.definition import Definition, Params
 from intersyn_jax.models.trunk import TrunkConfig
@@ -30,9 +31,18 @@ POLICIES = {
     'warmup_long': ('warmup', 'long', 'checkpoints'),
     'writer': ('warmup', 'writer', 'checkpoints'),
     'finetune': ('finetune', 'checkpoints'),
+    'finetune_k0': ('finetune', 'k0', 'checkpoints'),
+    'finetune_gold': ('finetune', 'gold', 'checkpoints'),
     'grpo': ('grpo', 'checkpoints'),
 }
 """Where the checkpoints of each policy lie in a work folder."""
+
+
+def policy_folder(workdir: epath.PathLike, name: str) -> epath.Path:
+  """Where the checkpoints of a policy lie."""
+  if name not in POLICIES:
+    raise UserError(f'there is no policy {name!r}; there are {", ".join(POLICIES)}')
+  return epath.Path(workdir).joinpath(*POLICIES[name])
 
 
 class Parts:
@@ -107,13 +117,16 @@ class Parts:
     return checkpoints.load_params(folder, like)
 
   def policy_folder(self, name: str) -> epath.Path:
-    if name not in POLICIES:
-      raise UserError(f'there is no policy {name!r}; there are {", ".join(POLICIES)}')
-    return self.run.workdir.joinpath(*POLICIES[name])
+    return policy_folder(self.run.workdir, name)
 
   def policy(self, name: str) -> Params:
     """Parameters of a trained policy."""
     return self.load(self.model, self.policy_folder(name))
+
+  def judge(self) -> tuple[SynJudge, Params]:
+    """The trained judge."""
+    judge = SynJudge.of(self.model_config, self.layout, self.config.judge)
+    return judge, self.load(judge.definition, self.run.workdir / 'judge' / 'checkpoints')
 
   def decoder(self, **overrides) -> Decoder:
     """A decoder under `config.decode`, some of its fields changed."""

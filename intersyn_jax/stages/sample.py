@@ -21,8 +21,8 @@ from intersyn_jax.evaluation import answers as answers_lib
 from intersyn_jax.interleave import layout
 from intersyn_jax.interleave.types import Conversation, Text, Turn, steps_of, text_of
 from intersyn_jax.stages.common import Run
-from intersyn_jax.stages.evaluate import CONTROLS, DECODINGS, policy_folder
-from intersyn_jax.stages.parts import POLICIES, Parts
+from intersyn_jax.stages.evaluate import DECODINGS
+from intersyn_jax.stages.parts import POLICIES, Parts, policy_folder
 from intersyn_jax.training import checkpoints
 from intersyn_jax.training.metrics import replace_text
 
@@ -51,7 +51,7 @@ def run(run: Run) -> epath.Path:
   seed = _number(options.get('seed', '0'))
   greedy = _truth(options.get('greedy', 'false'))
   policy = options.get('policy', 'grpo')
-  known = CONTROLS | POLICIES
+  known = POLICIES
   if policy not in known:
     raise UserError(f'--policy={policy}: no such policy; there are {", ".join(known)}')
   if 'question' in options and not options['question'].strip():
@@ -65,10 +65,10 @@ def run(run: Run) -> epath.Path:
   parts = Parts(run)
   question = options.get('question') or _held_out(parts, seed)
   document = layout.prompt(Conversation('question', '', (Turn((Text(question),)),)), parts.layout)
-  limit = run.config.grpo.max_prompt
+  limit = max(run.config[stage].row_length for stage in ('warmup', 'finetune')) - run.config.decode.max_positions
   if len(document.text) > limit:
-    raise UserError(f'--question takes {len(document.text)} positions, this model has learnt from at most {limit} '
-                    '(config.grpo.max_prompt): ask a shorter one')
+    raise UserError(f'--question takes {len(document.text)} positions, and {limit} is what the rows this model has learnt '
+                    'from leave beside an answer: ask a shorter one')
   if run.config.data.source == 'storyworld' and (strange := strange_words(question)):
     run.say(f'this model knows the small language of Storyworld only, and not these words: {", ".join(strange)}. '
             'Leave --question out to see what a question looks like')

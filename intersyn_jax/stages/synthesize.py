@@ -45,7 +45,10 @@ def run(run: Run) -> dict[str, Any]:
       samples = {(twin, i): seir.converse(seir.plan(m, i), m)
                  for i in window for twin, m in ((False, method), (True, plain))}
       start = progress.done
-      made = engine.advance(crew, samples, loads=loads, on_batch=lambda ended: progress.update(start + ended // 2))
+      known: dict = {}
+      made = engine.advance(crew, samples, loads=loads, known=known, on_batch=lambda ended: progress.update(start + ended // 2))
+      if config.rate_finished:
+        made = engine.rate_finished(crew, made, loads=loads, known=known)
       if run.active:
         record.write_window(folder, number, [made[False, i] for i in window], [made[True, i] for i in window], loads,
                             parts.decode, similarity=config.duplicate_similarity)
@@ -83,10 +86,9 @@ def method_of(run: Run):
     later, dropped = first, dropped + more
   else:
     first, later = (language.templates(is_first, tuple(data.steps)) for is_first in (True, False))
-  gated = config.accept == 'gated'
   method = seir.Method(
       seed=run.config.seed, topics=subjects, templates=first, later_templates=later, turns=tuple(config.turns),
-      rounds=seir.Rounds(**config.rounds), gated=gated, rated=gated, retries=config.retries,
+      rounds=seir.Rounds(**config.rounds), gated=config.accept == 'gated', retries=config.retries,
       question_words=config.word_limits.question, caption_words=config.word_limits.caption,
       max_steps=run.config.decode.max_images, draw=language.DRAW)
   return method, dropped
@@ -95,9 +97,9 @@ def method_of(run: Run):
 def crew_of(run: Run, parts: Parts, method: seir.Method) -> Crew:
   """The writer in all three jobs, and SynJudge where the method asks for it."""
   config = run.config.synthesize
-  writer = UnifiedWorker(parts.decoder, parts.policy('writer'), parts.layout, seed=method.seed,
-                         rooms=Rooms(**config.rooms), rows=config.rows)
-  judge = JudgeWorker(*parts.judge(), rows=config.rows) if method.rated else None
+  rooms = Rooms(**config.rooms)
+  writer = UnifiedWorker(parts.decoder, parts.policy('writer'), parts.layout, seed=method.seed, rooms=rooms, rows=config.rows)
+  judge = JudgeWorker(*parts.judge(), rows=config.rows, sizes=rooms.judged) if method.gated or config.rate_finished else None
   return Crew(writer, writer, writer, judge)
 
 

@@ -54,7 +54,8 @@ def _pictures(run: Run, splits) -> np.ndarray:
   """Training pictures uint8[n,H,W,3]: dense Storyworld scenes, or those of the imported data."""
   data, count = run.config.data, run.config.image.pictures
   if data.source == 'storyworld':
-    return story.scenes(run.config.seed, 0, count, pixels=data.pixels, jitter=data.jitter)
+    return story.scenes(data.seed, 0, count, pixels=data.pixels, jitter=data.jitter,
+                         damaged=run.config.image.damaged)
   found = []
   for split in splits.values():
     for conversation in split:
@@ -66,22 +67,22 @@ def _pictures(run: Run, splits) -> np.ndarray:
 
 
 def _train_images(run: Run, parts: Parts, pictures: np.ndarray) -> dict[str, float]:
-  config, image = run.config, run.config.image
+  image, seed = run.config.image, run.config.data.seed
   training = image_tokenizer.ImageTraining(steps=image.steps, autoencoder=image.autoencoder, batch=image.batch)
   optimizer = make_optimizer(OptimizerConfig(learning_rate=image.learning_rate, schedule='cosine', warmup=20, floor=0.02,
                                              b2=0.99), image.steps)
   definition = image_tokenizer.define(parts.image_config)
-  params = definition.init(jax.random.key(config.seed), parts.mesh)
+  params = definition.init(jax.random.key(seed), parts.mesh)
   state = loop.init_state(params, optimizer, codes=image_tokenizer.fresh_codes(parts.image_config, training))
 
   def batch(number: int) -> np.ndarray:
-    rng = np.random.Generator(np.random.Philox(key=[config.seed, number]))
+    rng = np.random.Generator(np.random.Philox(key=[seed, number]))
     return pictures[rng.integers(0, len(pictures), image.batch)]
 
   saved = checkpoints.Checkpoints(run.directory('tokenizer') / 'checkpoints', identity=run.config_hash('tokenizer'))
   state, last = loop.fit(
       image_tokenizer.make_step(parts.image_config, training, optimizer), state, loop.Indexed(batch), steps=image.steps,
-      seed=config.seed, checkpoints=saved, metrics=run.metrics('tokenizer', saved.done), metrics_every=20,
+      seed=seed, checkpoints=saved, metrics=run.metrics('tokenizer', saved.done), metrics_every=20,
       save_every=max(100, image.steps // 4), progress=run.progress('tokenizer', image.steps, max(saved.done, 0)),
       batch_sharding=sharding.rows(parts.mesh))
   return last

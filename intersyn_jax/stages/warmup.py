@@ -1,7 +1,7 @@
 """Stage `warmup`: supervised training on the hybrid mix.
 
 Three policies come out: the student (`warmup`), the same gone on for as long as the later stages take (`warmup_long`,
-the compute-matched control of DESIGN 4), and the writer of SEIR, which also learns the roles.
+the compute-matched control of DESIGN 4), and the writer of SEIR, which goes on from the student and learns the roles.
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ def run(run: Run) -> dict:
   again = parts.policy('warmup')
   long = train(run, parts, config.warmup, 'warmup_long',
                parts.policy_folder('warmup_long').parent, again, steps=config.warmup.long_steps)
-  fresh = parts.model.init(jax.random.key(config.seed), parts.mesh)
-  writer = train(run, parts, config.writer, 'writer', parts.policy_folder('writer').parent, fresh)
+  writer = train(run, parts, config.writer, 'writer', parts.policy_folder('writer').parent, parts.policy('warmup'))
   return {f'{name}.{key}': value for name, last in (('student', student), ('long', long), ('writer', writer))
           for key, value in last.items()}
 
@@ -51,8 +50,12 @@ def train(run: Run, parts: Parts, section: Mapping, label: str, folder: epath.Pa
     The last metrics.
   """
   steps = section.steps if steps is None else steps
-  mix = {split: weight for split, weight in section.mix.items() if weight}
-  sources = {split: (sources or {}).get(split) or parts.conversations(split) for split in mix}
+  found = {split: sources[split] if sources and split in sources else parts.conversations(split)
+           for split, weight in section.mix.items() if weight}
+  for split in [split for split, conversations in found.items() if not len(conversations)]:
+    run.say(f'{label}: split {split} is empty; the others of the mix take its place')
+    del found[split]
+  sources, mix = found, {split: section.mix[split] for split in found}
   documents = Documents(sources, parts.layout, length=section.row_length, null=section.null_prompt_rate > 0,
                         too_long='drop')
   rate = section.null_prompt_rate if documents.has_null else 0.0

@@ -16,13 +16,12 @@ import numpy as np
 from etils import epath
 
 from intersyn_jax.data import shards
-from intersyn_jax.errors import UserError
 from intersyn_jax.evaluation import statistics
 from intersyn_jax.stages import PIPELINE
 from intersyn_jax.stages.common import Run, barrier, run_stage
-from intersyn_jax.stages.evaluate import PAIRS, policy_folder, read_scores
+from intersyn_jax.stages.evaluate import PAIRS, read_scores
 from intersyn_jax.stages.finetune import finetune
-from intersyn_jax.stages.parts import Parts
+from intersyn_jax.stages.parts import Parts, policy_folder
 from intersyn_jax.studies import table
 from intersyn_jax.training import checkpoints
 from intersyn_jax.training.metrics import replace_text
@@ -34,11 +33,11 @@ PROMPTS = 1000
 SHARED = ('data', 'tokenizer')
 """Stages that seeds share where their configuration is the same for all."""
 
-CONTROLS = 'controls'
+CONTROLS = ('finetune_k0', 'finetune_gold')
 SECONDS: Mapping[str, Mapping[str, float]] = {
-    'smoke': dict.fromkeys((*PIPELINE, CONTROLS), 9.0),
+    'smoke': dict.fromkeys((*PIPELINE, 'controls'), 9.0),
     'tiny': {'data': 25, 'tokenizer': 40, 'warmup': 300, 'judge': 60, 'synthesize': 90, 'finetune': 90, 'grpo': 240,
-             CONTROLS: 180, 'evaluate': 150, 'report': 5},
+             'controls': 180, 'evaluate': 150, 'report': 5},
 }
 """What stages take on 2 CPU cores, seconds, by the name of the configuration's size."""
 
@@ -117,29 +116,36 @@ def _copy(source: epath.Path, target: epath.Path) -> None:
 
 
 def train_controls(run: Run) -> None:
-  """Trains `finetune_k0` and `finetune_gold`, on as many conversations as `finetune` had.
+  """Trains `finetune_k0` and `finetune_gold`, on as many conversations as `finetune` had (or as there are).
 
-  Raises:
-    UserError: there are too few gold or unrefined conversations for that.
+  A control without any conversation is left out, and so are its claims; that can only happen to a toy run.
   """
-  todo = [name for name in ('finetune_k0', 'finetune_gold')
-          if (checkpoints.latest_step(policy_folder(run.workdir, name)) or -1) < run.config.finetune.steps]
+  todo = [name for name in CONTROLS if (checkpoints.latest_step(policy_folder(run.workdir, name)) or -1) <
+          run.config.finetune.steps]
   if not todo:
     return
   run.require('finetune')
   parts = Parts(run)
-  written = run.workdir / 'synthesize' / 'data'
-  count = len(shards.open_split(written, 'refined'))
-  sources = {'finetune_k0': lambda: shards.open_split(written, 'unrefined'),
+  sizes = control_sizes(run)
+  sources = {'finetune_k0': lambda: shards.open_split(run.workdir / 'synthesize' / 'data', 'unrefined'),
              'finetune_gold': lambda: parts.conversations('gold')}
   for name in todo:
-    source = sources[name]()
-    if len(source) < count:
-      field = 'data.counts.gold' if name == 'finetune_gold' else 'synthesize.conversations'
-      raise UserError(f'{name} needs {count} conversations like finetune and has {len(source)}: raise config.{field} in a '
-                      'new work folder')
-    folder = policy_folder(run.workdir, name).parent
-    finetune(run, parts, [source[i] for i in range(count)], name, folder)
+    if sizes[name] < sizes['finetune'] or not sizes[name]:
+      run.say(f'{name}: {sizes[name]} conversations, finetune had {sizes["finetune"]}')
+    if sizes[name]:
+      source = sources[name]()
+      finetune(run, parts, [source[i] for i in range(sizes[name])], name, policy_folder(run.workdir, name).parent)
+
+
+def control_sizes(run: Run) -> dict[str, int]:
+  """How many conversations `finetune` and each control learn from."""
+  def size(stage: str, split: str) -> int:
+    folder = run.workdir / stage / 'data'
+    return len(shards.open_split(folder, split)) if split in shards.splits(folder) else 0
+
+  count = size('synthesize', 'refined')
+  return {'finetune': count, 'finetune_k0': min(count, size('synthesize', 'unrefined')),
+          'finetune_gold': min(count, size('tokenizer', 'gold'))}
 
 
 # How long.
@@ -158,13 +164,12 @@ def announcement(folder: epath.Path, runs: Mapping[int, Run], size: str) -> str:
     here.setdefault(summary['stage'], []).append(summary['seconds'])
   known = dict(SECONDS.get(size, {})) | {stage: float(np.mean(values)) for stage, values in here.items()}
   if 'finetune' in here:
-    known[CONTROLS] = 2 * known['finetune']
+    known['controls'] = len(CONTROLS) * known['finetune']
   left, unknown = 0.0, set()
   for run in runs.values():
-    controls = all(checkpoints.latest_step(policy_folder(run.workdir, name)) is not None
-                   for name in ('finetune_k0', 'finetune_gold'))
-    for stage in (*PIPELINE, CONTROLS):
-      if controls if stage == CONTROLS else run.complete(stage):
+    trained = all(checkpoints.latest_step(policy_folder(run.workdir, name)) is not None for name in CONTROLS)
+    for stage in (*PIPELINE, 'controls'):
+      if trained if stage == 'controls' else run.complete(stage):
         continue
       left += known.get(stage, 0.0)
       unknown |= {stage} - known.keys()
@@ -214,5 +219,7 @@ def page(rows: Sequence[Mapping[str, Any]], runs: Mapping[int, Run], start: str,
   summaries = {seed: {stage: run.summary(stage) for stage in PIPELINE} for seed, run in runs.items()}
   last = next(iter(summaries.values()))['report'] or {}
   prompts = next(iter(runs.values())).config.evaluate.prompts
-  return table.page(rows, table.verdicts(rows, start), table.times(summaries), command=command, prompts=prompts,
+  sizes = [f'seed {seed}: ' + ', '.join(f'{name} {size}' for name, size in control_sizes(run).items())
+           for seed, run in runs.items()]
+  return table.page(rows, table.verdicts(rows, start), table.times(summaries), sizes=sizes, command=command, prompts=prompts,
                     machine=f'{last.get("devices", "?")}; {last.get("versions", "?")}')

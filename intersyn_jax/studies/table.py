@@ -129,8 +129,8 @@ def _line(cells: Sequence[Any]) -> str:
   return '| ' + ' | '.join(map(str, cells)) + ' |'
 
 
-def page(rows: Sequence[Row], verdicts: Sequence[str], times: Sequence[str], *, command: str, prompts: int,
-         machine: str) -> str:
+def page(rows: Sequence[Row], verdicts: Sequence[str], times: Sequence[str], *, sizes: Sequence[str], command: str,
+         prompts: int, machine: str) -> str:
   """The whole Markdown page."""
   parts = ['# The main job', '', f'    {command}', '',
            f'Machine: {machine}. {prompts} held-out prompts on test topics, the same ones and the same request keys for all '
@@ -149,5 +149,6 @@ def page(rows: Sequence[Row], verdicts: Sequence[str], times: Sequence[str], *, 
               'Understanding: share of exact answers about held-out pictures; text-to-image: greedy; different: share of '
               'different texts and pictures among 4 samples of one prompt; format: share of answers that keep the format '
               'with the number of steps asked for.', '', *lines]
+  parts += ['', '## Conversations that each fine-tuning learnt from', '', *(f'- {line}' for line in sizes)]
   parts += ['', '## Seconds', '', 'The controls are trained between grpo and evaluate and not counted here.', '', *times, '']
   return '\n'.join(parts)

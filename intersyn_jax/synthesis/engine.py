@@ -12,8 +12,9 @@ import time
 from collections.abc import Callable, Hashable, Mapping
 from typing import TypeVar
 
+from intersyn_jax.interleave.types import Score
 from intersyn_jax.synthesis.interfaces import Crew, Request, Result, Ticket, Worker
-from intersyn_jax.synthesis.seir import Steps
+from intersyn_jax.synthesis.seir import Product, Steps, rate
 
 K = TypeVar('K', bound=Hashable)
 T = TypeVar('T')
@@ -41,7 +42,7 @@ class _Waiting:
 
 
 def advance(crew: Crew, samples: Mapping[K, Steps[T]], *, on_batch: Callable[[int], None] | None = None,
-            loads: dict[str, Load] | None = None) -> dict[K, T]:
+            loads: dict[str, Load] | None = None, known: dict[Request, Result] | None = None) -> dict[K, T]:
   """Runs generators to their ends, all side by side.
 
   Equal requests (same address, same prompt) are answered once, so that a conversation and its unrefined twin share what
@@ -52,11 +53,12 @@ def advance(crew: Crew, samples: Mapping[K, Steps[T]], *, on_batch: Callable[[in
     samples: generators of requests by name; their order decides the order in batches.
     on_batch: called after each batch with the number of samples that have ended.
     loads: is added to, by lane.
+    known: results that are there already; is added to.
 
   Returns:
     what each generator returned.
   """
-  known: dict[Request, Result] = {}
+  known = {} if known is None else known
   waiting: dict[Request, _Waiting] = {}
   ended: dict[K, T] = {}
   order = 0
@@ -111,3 +113,16 @@ def fullest(waiting) -> list[_Waiting]:
   best = max(lanes.values(), key=lambda entries: min(len(entries), entries[0].worker.rows) / entries[0].worker.rows)
   best.sort(key=lambda entry: (-entry.ticket.size, entry.order))
   return best[:best[0].worker.rows]
+
+
+def rate_finished(crew: Crew, made: Mapping[K, Product], **options) -> dict[K, Product]:
+  """The products with the judge's scores of all their answers, rated together at the end; options as for `advance`."""
+  places = [(name, turn) for name, product in made.items() if product.conversation is not None
+            for turn in range(len(product.conversation.turns))]
+  found = advance(crew, {(name, turn): rate(made[name].conversation, turn) for name, turn in places}, **options)
+  scores: dict[K, list[Score]] = {}
+  for name, turn in places:
+    scores.setdefault(name, []).extend(found[name, turn])
+  return {name: product if name not in scores else dataclasses.replace(
+      product, conversation=dataclasses.replace(product.conversation, scores=tuple(scores[name])))
+          for name, product in made.items()}

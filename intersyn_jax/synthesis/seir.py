@@ -48,7 +48,6 @@ class Method:
     turns: numbers of turns to draw from.
     rounds: K of each stage.
     gated: roll back what the judge scores lower; needs a judge.
-    rated: keep the judge's scores of the finished answers in the record.
     retries: how often a completion that cannot be read is asked for again, with a new draw.
     question_words, caption_words: most words; longer ones count as unreadable.
     max_steps: most steps of an answer.
@@ -62,7 +61,6 @@ class Method:
   turns: Sequence[int] = (1,)
   rounds: Rounds = Rounds()
   gated: bool = False
-  rated: bool = False
   retries: int = 2
   question_words: int = roles.QUESTION_WORDS
   caption_words: int = roles.CAPTION_WORDS
@@ -163,7 +161,6 @@ class Failed(Exception):
 def converse(job: Job, method: Method) -> Steps[Product]:
   """Makes one conversation. A turn that fails is dropped with all after it; without a first turn it is rejected."""
   turns: list[Turn] = []
-  scores: list[Score] = []
   traces: list[TurnTrace] = []
   history: list[tuple[str, str]] = []
   reason = ''
@@ -181,13 +178,10 @@ def converse(job: Job, method: Method) -> Steps[Product]:
       break
     turn = Turn((Text(question),), _answer(steps, pictures))
     turns.append(turn)
-    if method.rated:
-      rating = yield desk.rate(turn)
-      scores += _scores(number, rating)
     history.append((question, pictures[-1].caption))
   if not turns:
     return Product(job, None, tuple(traces), reason)
-  made = Conversation(job.id, job.topic, tuple(turns), tuple(scores), GENERATOR, method.seed, trace=job.id)
+  made = Conversation(job.id, job.topic, tuple(turns), (), GENERATOR, method.seed, trace=job.id)
   return Product(job, made, tuple(traces), reason)
 
 
@@ -378,10 +372,12 @@ def _answer(steps: Sequence[AnswerStep], pictures: Sequence[Picture]) -> tuple[S
   return tuple(segments)
 
 
-def _scores(turn: int, rating: Rating | None) -> list[Score]:
+def rate(conversation: Conversation, turn: int) -> Steps[tuple[Score, ...]]:
+  """The judge's scores of a finished answer and its steps; none where the judge failed."""
+  rating: Rating | None = yield Rate(Conversation(conversation.id, conversation.topic, conversation.turns[:turn + 1]))
   if rating is None:
-    return []
-  return [Score(turn, step, *values) for step, values in enumerate((rating.whole, *rating.steps), start=-1)]
+    return ()
+  return tuple(Score(turn, step, *values) for step, values in enumerate((rating.whole, *rating.steps), start=-1))
 
 
 def counts_of(product: Product) -> dict[str, tuple[float, int]]:

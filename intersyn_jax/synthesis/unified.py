@@ -30,17 +30,19 @@ CRITICS = ('question_critique', 'answer_critique', 'image_critique')
 
 @dataclasses.dataclass(frozen=True)
 class Rooms:
-  """Room for prompts and completions, in positions.
+  """Room for prompts and completions, in positions; the config section `synthesize.rooms`.
 
   Attributes:
     prompts: sizes that prompts are padded to, rising; each costs a program in every lane that uses it.
     short, long, critic: completions of the text lanes, `</s>` included.
+    judged: lengths of conversations that get judge programs of their own, see `judging.JudgeWorker`.
   """
 
   prompts: tuple[int, ...] = (64, 96, 160, 256, 384)
   short: int = 80
   long: int = 192
   critic: int = 32
+  judged: tuple[int, ...] = ()
 
 
 class UnifiedWorker:

@@ -102,7 +102,7 @@ def scores_of(definition, params, batch):
 @pytest.mark.parametrize('name', LAYOUTS)
 @pytest.mark.parametrize('config', ['plain', 'guided'])
 def test_plain_log_prob_is_that_of_the_full_forward(name, config):
-  layout_, definition, params = setting(name)
+  _, definition, params = setting(name)
   prompts, out = decoded(name, config)
   text, codes = scores_of(definition, params, join(prompts, out))
   room = prompts.text.shape[1]
@@ -209,7 +209,7 @@ def test_sharded_over_eight_devices_is_the_same(name, config):
 
 @pytest.mark.parametrize('config', ['plain', 'guided'])
 def test_a_row_does_not_depend_on_its_neighbours(config):
-  layout_, definition, params = setting('flat')
+  layout_, _, params = setting('flat')
   writer = writer_of('flat', config)
   prompts = prompts_of(layout_)
   others = [prompts[0], prompts[2], prompts[1], prompts[3]]
@@ -248,7 +248,7 @@ def test_a_group_is_diverse_and_its_members_equal_single_requests():
 @hypothesis.given(seed=strategies.integers(0, 2**31 - 1), name=strategies.sampled_from(sorted(LAYOUTS)),
                   begin=strategies.floats(0, 12), end=strategies.floats(-4, 6))
 def test_every_completion_parses_under_the_image_template(seed, name, begin, end):
-  layout_, definition, _ = setting(name)
+  layout_, _, _ = setting(name)
   params = small_model.eager(base_params(name), layout_, begin, end)
   out = jax.device_get(writer_of(name, 'guided').decode(params, prompts_of(layout_), group=4, seed=seed))
   for row in range(16):
@@ -274,7 +274,6 @@ def test_no_image_where_none_fits():
 
 
 def test_completion_fields():
-  layout_, _, _ = setting('flat')
   prompts, out = decoded('flat', 'plain')
   real = out.tokens.modality != PADDING
   lengths = np.repeat((prompts.document > 0).sum(1), 4)
@@ -320,7 +319,8 @@ def test_bfloat16_stays_near_the_full_forward():
   assert error.mean() < 0.1 and error.max() < 1.0, (error.mean(), error.max())
 
 
-@pytest.mark.parametrize('field, value', [('max_positions', 0), ('text_top_p', 0.0), ('image_temperature', -1.0), ('guidance', -2)])
+@pytest.mark.parametrize('field, value', [
+    ('max_positions', 0), ('text_top_p', 0.0), ('image_temperature', -1.0), ('guidance', -2)])
 def test_a_bad_setting_is_named(field, value):
   with pytest.raises(UserError, match=f'decode.{field}'):
     DecodeConfig(**{field: value})

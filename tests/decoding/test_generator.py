@@ -11,6 +11,7 @@ import pytest
 from intersyn_jax import sharding
 from intersyn_jax.data import images
 from intersyn_jax.decoding import DecodeConfig, Generator
+from intersyn_jax.interleave import layout
 from intersyn_jax.interleave.types import Image, Text, Turn, images_of
 from tests import small_model
 
@@ -76,13 +77,9 @@ def test_without_an_image_decoder_codes_remain_and_rows_fit_the_mesh(parts):
   mesh = sharding.make_mesh({'fsdp': 8})
   spread = jax.device_put(jax.device_get(params), definition.shardings(mesh))
   generator = Generator(definition, spread, layout_, None, mesh, dataclasses.replace(CONFIG, rows=3))
-  for _, completions in generator.completions([p for p in _prompts(layout_)], n=3):
+  prompts = [layout.prompt(small_model.question(q), layout_) for q in QUESTIONS]
+  for _, completions in generator.completions(prompts, n=3):
     assert len(completions.finish) % 8 == 0
   answers = generator.generate(QUESTIONS, n=3)
   found = [i for row in answers for c in row for i in images_of(c.turns[0].answer)]
   assert found and all(isinstance(i, Image) and i.data == b'' and i.codes.shape == (4, 1) for i in found)
-
-
-def _prompts(layout_):
-  from intersyn_jax.interleave import layout
-  return [layout.prompt(small_model.question(q), layout_) for q in QUESTIONS]

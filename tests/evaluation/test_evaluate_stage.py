@@ -1,8 +1,8 @@
 """The stage `evaluate`: its files, and that a killed stage ends with the same ones."""
 
-import dataclasses
 import json
 import types
+from typing import ClassVar
 
 import jax
 import ml_collections
@@ -12,11 +12,8 @@ import pytest
 from intersyn_jax.decoding.decoder import DecodeConfig, Decoder
 from intersyn_jax.errors import UserError
 from intersyn_jax.interleave import layout
-from intersyn_jax.judge import model as judge_model
-from intersyn_jax.judge.views import Widths
 from intersyn_jax.stages import evaluate, report
 from intersyn_jax.stages.common import Run
-from intersyn_jax.training import checkpoints
 from tests import small_model
 from tests.evaluation import world
 
@@ -33,7 +30,7 @@ class Parts:
   mesh = small_model.one_device()
   model = small_model.definition(layout)
   params = small_model.eager(model.init(jax.random.key(0), mesh), layout, begin=2.0)
-  decoders: dict = {}
+  decoders: ClassVar[dict] = {}
 
   def __init__(self, run):
     self.encode, self.decode = self.codec.encode, self.codec.decode
@@ -44,41 +41,37 @@ class Parts:
   def decoder(self, **overrides):
     key = str(overrides)
     if key not in self.decoders:
-      self.decoders[key] = Decoder(self.model, self.layout, self.mesh, DecodeConfig(**{'max_positions': 40, 'rows': 4} | overrides))
+      config = DecodeConfig(**{'max_positions': 40, 'rows': 4} | overrides)
+      self.decoders[key] = Decoder(self.model, self.layout, self.mesh, config)
     return self.decoders[key]
 
   def load(self, model, folder):
     return jax.tree.map(lambda a: a * 1.5, self.params) if 'grpo' in str(folder) else self.params
 
-  @classmethod
-  def judge(cls):
-    if not hasattr(cls, '_judge'):
-      config = small_model.definition  # the same sizes as the policies
-      definition = judge_model.define(_model_config(config, cls.layout), 1)
-      cls._judge = (judge_model.SynJudge(definition, cls.layout, Widths(96, 96, 120), 3),
-                    definition.init(jax.random.key(1), cls.mesh))
-    return cls._judge
+  def judge(self):
+    """A judge that likes long answers; its parameters are a factor."""
+    def score(factor, rows):
+      length = (rows.modality != layout.PADDING).sum(axis=1, keepdims=True)
+      return types.SimpleNamespace(whole=np.minimum(factor * length * np.ones(4), 5))
 
-
-def _model_config(_, layout_):
-  from intersyn_jax.models.trunk import TrunkConfig
-  from intersyn_jax.models.unified import ModelConfig
-  sizes = TrunkConfig(width=32, layers=2, heads=4, kv_heads=2, head_width=8, mlp_width=64)
-  return ModelConfig(sizes, layout_.tokenizer.size, layout_.block.places, 1, layout_.block.codebook, mix=4)
+    return types.SimpleNamespace(jitted=score), 0.05
 
 
 @pytest.fixture
 def stage(monkeypatch):
   monkeypatch.setattr(evaluate, 'Parts', Parts)
   monkeypatch.setattr(Run, 'require', lambda self, *stages: None)
-  monkeypatch.setattr(checkpoints, 'latest_step',
-                      lambda folder: 5 if any(n in str(folder) for n in ('warmup/checkpoints', 'grpo')) else None)
+  monkeypatch.setattr(evaluate, 'trained', lambda run, policy: policy in ('warmup', 'grpo'))
+  monkeypatch.setattr(evaluate, 'identity', lambda folder: folder.parent.name + WEIGHTS.get(folder.parent.name, ''))
 
   def start(workdir):
     one = Run(ml_collections.ConfigDict(CONFIG).lock(), workdir)
     return evaluate.run(one)
   return start
 
+
+WEIGHTS: dict[str, str] = {}
+"""What the checkpoint folders hold, beyond their names."""
 
 FILES = ('scores.json', 'by_steps.json', 'skills.json', 'gallery.jsonl')
 
@@ -122,6 +115,18 @@ def test_files_and_resume(stage, tmp_path, monkeypatch):
     assert (tmp_path / 'cut' / 'evaluate' / name).read_text() == (folder / name).read_text(), name
 
 
+def test_new_weights_are_evaluated_anew(stage, tmp_path, monkeypatch):
+  stage(tmp_path)
+  asked = []
+  real = evaluate.answers_lib.write
+  monkeypatch.setattr(evaluate.answers_lib, 'write', lambda *args, **options: asked.append(1) or real(*args, **options))
+  stage(tmp_path)
+  assert not asked
+  monkeypatch.setitem(WEIGHTS, 'grpo', ' trained longer')
+  stage(tmp_path)
+  assert len(asked) == 5  # sampled, greedy, two skills, diversity; of grpo alone
+
+
 def test_raw_scores_are_kept_for_studies(stage, tmp_path):
   stage(tmp_path)
   raw = evaluate.read_scores(tmp_path)
@@ -130,17 +135,25 @@ def test_raw_scores_are_kept_for_studies(stage, tmp_path):
   assert np.allclose(raw['grpo']['sampled']['truth'].mean(0)[1], scores['policies']['grpo']['sampled']['truth']['icc']['mean'])
 
 
-def test_a_failed_judge_is_no_number():
+def test_judge_scores_come_in_batches_and_failures_stay_nan():
   parts = Parts(None)
-  conversations = parts.conversations('test')
+  conversations = parts.conversations('test')[:6]
   prompts = [layout.prompt(c, parts.layout) for c in conversations]
   made = evaluate.answers_lib.of_documents([layout.tokenise(c, parts.layout) for c in conversations], parts.layout, 90)
-  judge, params = parts.judge()
   batch = evaluate.answers_lib.joined(prompts, made, evaluate.answers_lib.room(prompts, 16))
-  whole = evaluate.judged(judge, params, batch, 4)
-  assert whole.shape == (8, 4) and np.isfinite(whole).all()
-  narrow = dataclasses.replace(judge, widths=Widths(96, 4, 120))
-  assert np.isnan(evaluate.judged(narrow, params, batch, 4)).all()
+  sizes = []
+
+  def score(factor, rows):
+    sizes.append(len(rows.text))
+    length = (rows.modality != layout.PADDING).sum(axis=1)
+    return types.SimpleNamespace(whole=np.repeat(np.where(length == 0, np.nan, factor * length)[:, None], 4, axis=1))
+
+  whole = evaluate.judged(types.SimpleNamespace(jitted=score), 2.0, batch, 4)
+  assert sizes == [4, 4] and whole.shape == (6, 4)
+  np.testing.assert_array_equal(whole[:, 0], 2 * (batch.modality != layout.PADDING).sum(axis=1))
+  batch.modality[1] = layout.PADDING
+  whole = evaluate.judged(types.SimpleNamespace(jitted=score), 2.0, batch, 4)
+  assert np.isnan(whole[1]).all() and np.isfinite(np.delete(whole, 1, axis=0)).all()
 
 
 def test_mistakes(stage, tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from intersyn_jax.grpo.trainer import GRPOConfig, Trainer
 from intersyn_jax.interleave import grammar, layout
 from intersyn_jax.interleave.text import TextTokenizer
 from intersyn_jax.interleave.types import Conversation, Text, Turn
+from intersyn_jax.judge.model import JudgeScores
 from intersyn_jax.models import unified
 from intersyn_jax.models.trunk import TrunkConfig
 from intersyn_jax.training import loop
@@ -173,15 +174,16 @@ def test_first_ratio_is_one_because_decoder_and_trainer_agree_and_reward_moves_t
   document = layout.prompt(question, place)
   prompts = layout.stack([document, document], 16, left=True)
 
-  def score(tokens):
-    # A stand-in judge with a known taste: pictures that are few.
-    wish = 1.0 - jnp.mean(tokens.modality == layout.CODES, axis=1)
+  def score(judge, tokens):
+    # A stand-in judge with a known taste: even text ids.
+    chosen = (tokens.loss > 0) & (tokens.modality == layout.TEXT)
+    wish = jnp.sum(chosen & (tokens.text % 2 == 0), axis=1) / jnp.maximum(jnp.sum(chosen, axis=1), 1)
     steps = jnp.broadcast_to(5.0 * wish[:, None, None], (tokens.text.shape[0], 3, 4))
-    return steps, steps[:, 0], jnp.ones(tokens.text.shape[0], bool)
+    return JudgeScores(steps[:, 0], steps, None, jnp.ones(tokens.text.shape[0], bool))
 
   optimizer = make_optimizer(OptimizerConfig(name='adamw', learning_rate=0.01), 5)
   config = GRPOConfig(8, WEIGHTS, process=False)
-  trainer = Trainer(decoder, score, optimizer, params, config, LossConfig(kl=0.0), seed=0)
+  trainer = Trainer(decoder, score, {}, optimizer, params, config, LossConfig(kl=0.0), seed=0)
   state = loop.init_state(jax.tree.map(jnp.copy, params), optimizer)
   history = []
   for number in range(12):

@@ -13,8 +13,9 @@ from intersyn_jax.judge.views import ICC, IQ, ITS, TCC, Widths
 from intersyn_jax.models.trunk import TrunkConfig
 from intersyn_jax.models.unified import ModelConfig
 
-WIDTH, STEPS = 96, 3
 from tests import small_model as small
+
+WIDTH, STEPS = 96, 3
 
 
 @pytest.fixture(scope='module')
@@ -95,7 +96,7 @@ def test_zeros_of_the_rubric(judge):
 
 def test_failures_are_no_numbers(judge):
   plain = small.plain()
-  long = answer('move the blue square ' * 12, 1)
+  long = answer('move the blue square ' * 10, 1)
   many = answer('a', 1, 'a', 2, 'a', 3, 'a', 4)
   empty = jax.tree.map(np.zeros_like, layout.tokenise(answer(), plain))
   found = score(judge, [answer(*BASE), long, many, empty])

@@ -1,5 +1,6 @@
 """A real unified model, tiny and untrained, in all three jobs; and SynJudge as a worker."""
 
+import copy
 import dataclasses
 import functools
 
@@ -21,17 +22,27 @@ from intersyn_jax.synthesis.unified import Rooms, UnifiedWorker
 from tests import small_model
 from tests.synthesis import fake
 
-ROOMS = Rooms(prompts=(48, 128), short=8, long=8, critic=8)
+ROOMS = Rooms(prompts=(128,), short=8, long=8, critic=8)
 LAYOUT = small_model.plain()
+DEFINITION = small_model.definition(LAYOUT, layers=1)
 
 
 @functools.cache
-def writer(rows: int = 4, end: float = 8.0, begin: float = 0.0) -> UnifiedWorker:
+def decoder(**fields) -> Decoder:
+  """Compiled once for all tests."""
+  return Decoder(DEFINITION, LAYOUT, small_model.one_device(), dataclasses.replace(DecodeConfig(), **fields))
+
+
+@functools.cache
+def fresh():
+  return DEFINITION.init(jax.random.key(1), small_model.one_device())
+
+
+@functools.cache
+def writer(end: float = 8.0, begin: float = 0.0) -> UnifiedWorker:
   """Writes short nonsense, or mostly pictures with `begin` above `end`."""
-  definition, mesh = small_model.definition(LAYOUT), small_model.one_device()
-  params = small_model.eager(definition.init(jax.random.key(1), mesh), LAYOUT, begin=begin, end=end)
-  decoder = lambda **fields: Decoder(definition, LAYOUT, mesh, dataclasses.replace(DecodeConfig(), **fields))
-  return UnifiedWorker(decoder, params, LAYOUT, seed=0, rooms=ROOMS, rows=rows)
+  params = small_model.eager(copy.deepcopy(fresh()), LAYOUT, begin=begin, end=end)
+  return UnifiedWorker(decoder, params, LAYOUT, seed=0, rooms=ROOMS, rows=4)
 
 
 def answer(worker, requests):
@@ -79,7 +90,7 @@ def test_an_answer_depends_on_its_address_alone_and_not_on_its_batch():
 
 
 def test_pictures_have_the_codes_of_the_layout_and_a_missing_one_is_none():
-  found = answer(writer(end=0.0, begin=9.0), [Draw(Address('c', i, 'draw'), text('draw it')) for i in range(4)])
+  found = answer(writer(end=-30.0, begin=30.0), [Draw(Address('c', i, 'draw'), text('draw it')) for i in range(4)])
   for image in found:
     assert image.codes.shape == (LAYOUT.block.places, LAYOUT.block.depth) and image.data == b''
   assert answer(writer(end=30.0, begin=-30.0), [Draw(Address('c', 0, 'draw'), text('draw it'))]) == [None]

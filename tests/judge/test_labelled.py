@@ -1,0 +1,158 @@
+"""Labelled answers: labels where the views look for them, sides that share nothing, and a judge that learns from them."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from intersyn_jax.data.storyworld import flaws, story
+from intersyn_jax.errors import UserError
+from intersyn_jax.interleave import layout
+from intersyn_jax.interleave.text import TextTokenizer
+from intersyn_jax.interleave.types import Text, Turn
+from intersyn_jax.judge import labelled, model, training
+from intersyn_jax.judge.labelled import GENERATORS, TEST, TRAIN, Corpus
+from intersyn_jax.judge.views import ICC, IQ, ITS, TCC
+from intersyn_jax.models.trunk import TrunkConfig
+from intersyn_jax.models.unified import ModelConfig
+from intersyn_jax.training import loop
+from intersyn_jax.training.optimizer import OptimizerConfig, make_optimizer
+from tests import small_model as small
+
+CODEBOOK = 8192
+
+
+class Patches:
+  """A lossless image tokenizer: every different 8x8 patch is a code of its own; unknown codes are grey."""
+
+  def __init__(self):
+    self.known: dict[bytes, int] = {}
+    self.patches = np.full((CODEBOOK, 8, 8, 3), 128, np.uint8)
+
+  def encode(self, pictures):
+    cut = pictures.reshape(-1, 4, 8, 4, 8, 3).transpose(0, 1, 3, 2, 4, 5).reshape(-1, 8, 8, 3)
+    codes = []
+    for patch in cut:
+      code = self.known.setdefault(patch.tobytes(), len(self.known))
+      self.patches[code] = patch
+      codes.append(code)
+    return np.array(codes, np.int32).reshape(-1, 16, 1)
+
+  def decode(self, codes):
+    return self.patches[codes[..., 0]].reshape(-1, 4, 4, 8, 8, 3).transpose(0, 1, 3, 2, 4, 5).reshape(-1, 32, 32, 3)
+
+
+@pytest.fixture(scope='module')
+def corpus():
+  texts = [s.text for i in range(100) for t in story.conversation(0, i, 'roles').turns
+           for s in (*t.question, *t.answer) if isinstance(s, Text)]
+  written = layout.plain_layout(TextTokenizer.train(texts, 420), places=16, depth=1, codebook=CODEBOOK)
+  tokenizer = Patches()
+
+  def gold(conversations):
+    return [layout.tokenise(c, written) for c in conversations]
+
+  return Corpus(written, tokenizer.encode, tokenizer.decode, {'sampled': gold}, turns=(1, 1, 2))
+
+
+@pytest.fixture(scope='module')
+def sides(corpus):
+  return corpus.build(TRAIN, 240), corpus.build(TEST, 120)
+
+
+def test_gold_is_perfect_and_damage_is_not(sides):
+  train, _ = sides
+  names = np.array(train.generators)
+  assert set(names) == {'gold', 'flaws', 'codes', 'sampled'}
+  for good in ('gold', 'sampled'):  # the sampler of this test writes the gold answer
+    np.testing.assert_allclose(train.whole[names == good], 5.0)
+    assert np.nanmin(train.steps[names == good]) == 5.0
+  damaged = train.whole[names == 'flaws']
+  assert (damaged.min(axis=1) < 5).mean() > 0.9 and damaged.mean(axis=0).max() < 5
+  codes = train.whole[names == 'codes']
+  assert codes[:, IQ].mean() < 4.9 and codes[:, TCC].mean() > codes[:, ICC].mean()
+
+
+def test_sides_share_no_topic_and_leaks_are_found(corpus, sides):
+  train, test = sides
+  labelled.check_leaks(train, test)
+  assert not set(train.ids) & set(test.ids)
+  assert all(GENERATORS[g].train for g in train.generators) and any(GENERATORS[g].held_out for g in test.generators)
+  for field in ('ids', 'questions'):
+    leaky = dataclasses.replace(test, **{field: [getattr(train, field)[5], *getattr(test, field)[1:]]})
+    with pytest.raises(UserError, match=f'{field[:-1]} of test record {leaky.ids[0]}'):
+      labelled.check_leaks(train, leaky)
+  with pytest.raises(UserError, match='leaves no topic'):
+    dataclasses.replace(corpus, held_out=0.0).build(TEST, 4)
+
+
+def test_deterministic(corpus, sides):
+  again = corpus.build(TEST, 120)
+  np.testing.assert_array_equal(again.whole, sides[1].whole)
+  assert again.ids == sides[1].ids and again.questions == sides[1].questions
+  assert all(np.array_equal(a.text, b.text) and np.array_equal(a.codes, b.codes)
+             for a, b in zip(again.documents, sides[1].documents, strict=True))
+
+
+def test_step_labels_stand_where_the_views_count(corpus):
+  """Two steps were asked; the first text is missing, so the second text is the first that TCC sees."""
+  conversation = story.conversation(3, 7, 'roles', steps=2)
+  answer = conversation.turns[0].answer
+  flawed = dataclasses.replace(conversation, turns=(Turn(conversation.turns[0].question, answer[1:]),))
+  draft = labelled._Draft(flawed, 'gold', story.keyed(0, 0))
+  labelled._encode(corpus, [draft])
+  draft.document = layout.tokenise(draft.conversation, corpus.layout)
+  found = labelled._label(corpus, [draft])
+  nan = np.nan
+  np.testing.assert_allclose(found.steps[0], [[5, 5, 5, nan], [nan, 5, 5, 5], [nan] * 4])
+  np.testing.assert_allclose(found.whole[0], [2.5, 5, 5, 2.5])
+
+
+def test_iq_of_the_whole_is_of_the_pictures_that_are_there(corpus):
+  conversation = story.conversation(3, 7, 'roles', steps=2)
+  answer = conversation.turns[0].answer
+  flawed = dataclasses.replace(conversation, turns=(Turn(conversation.turns[0].question, answer[:3]),))
+  draft = labelled._Draft(flawed, 'gold', story.keyed(0, 0))
+  labelled._encode(corpus, [draft])
+  draft.document = layout.tokenise(draft.conversation, corpus.layout)
+  found = labelled._label(corpus, [draft])
+  np.testing.assert_allclose((found.whole[0, IQ], found.asked_iq[0], found.whole[0, ICC]), (5, 2.5, 2.5))
+
+
+def test_unseen_flaws_are_no_training_flaws():
+  assert set(labelled.UNSEEN) <= set(flaws.COSTS) | set(flaws.CODE_FLAWS)
+  for generator in GENERATORS.values():
+    if generator.train:
+      assert not set(labelled.UNSEEN) & {*generator.kinds, *generator.codes}
+
+
+def test_a_judge_learns_that_damage_costs(corpus, sides):
+  """A few dozen updates: damage lowers the dimension it is about, and leaves alone what cannot see it."""
+  train, _ = sides
+  config = ModelConfig(TrunkConfig(32, 1, 2, 2, 16, 64), corpus.layout.tokenizer.size, 16, 1, CODEBOOK, mix=4)
+  judge = model.SynJudge.of(config, corpus.layout, dict(layers=1, widths=dict(tcc=260, icc=320, its=400), max_steps=3))
+  data = training.examples(judge, train)
+  batch = training.batches(data, training.chances(data, (1, 1, 1, 1), 0.5), rows=4, length=400, seed=0)
+  first = batch(0)
+  np.testing.assert_array_equal(first.tokens.text, batch(0).tokens.text)
+  assert (first.tokens.document > 0).mean() > 0.8 and np.isfinite(first.label).sum() > 20
+  optimizer = make_optimizer(OptimizerConfig(name='adamw', learning_rate=5e-3, b2=0.98), 60)
+  params = judge.definition.init(jax.random.key(0), small.one_device())
+  state, last = loop.fit(loop.make_step(training.loss_of(judge.definition), optimizer), loop.init_state(params, optimizer),
+                         loop.Indexed(batch), steps=60, seed=0)
+  whole, steps, valid = training.judge_all(judge, state['params'], train, rows=32)
+  assert valid.mean() > 0.95 and whole.shape == (len(train), 4) and steps.shape == (len(train), 3, 4)
+  assert set(last) >= {'loss', 'tcc', 'icc', 'iq', 'its'}
+  seen = train.whole[:, IQ] > 0
+  bad, good = seen & (train.whole[:, IQ] < 3.5), seen & (train.whole[:, IQ] > 4.5)
+  assert whole[bad, IQ].mean() < whole[good, IQ].mean() - 0.3
+  assert whole[train.whole[:, ITS] == 0, ITS].mean() < whole[train.whole[:, ITS] > 4, ITS].mean()
+
+
+def test_balance_lifts_what_is_rare():
+  labels = np.array([[5.0]] * 90 + [[1.0]] * 10, np.float32)
+  empty = np.zeros(0, np.int32)
+  data = training.Examples(empty, empty, empty, empty, empty, empty, np.zeros(100, np.int8), empty, labels)
+  plain, even = (training.chances(data, (1, 1, 1, 1), balance)[90:].sum() for balance in (0.0, 1.0))
+  np.testing.assert_allclose((plain, even), (0.1, 0.5))
