@@ -34,7 +34,7 @@ def _tiny() -> ConfigDict:
   # Pictures: a 4x4 grid of cells. Counts are conversations; `interleaved` is the N of DESIGN 4.
   c.data = ConfigDict(dict(
       source='storyworld', seed=0, path='', images='', pixels=32, jitter=0, objects=2, steps=(1, 2, 2, 3), turns=(1, 1, 1, 2),
-      counts=dict(interleaved=1500, understanding=4000, text_to_image=6000, roles=16000, roles_interleaved=4000,
+      counts=dict(interleaved=400, understanding=4000, text_to_image=6000, roles=16000, roles_interleaved=4000,
                   gold=3000, questions=4000, validation=256, test=1500),
       shard_records=2000))
 
@@ -54,19 +54,19 @@ def _tiny() -> ConfigDict:
 
   # Supervised stages. `mix` weighs documents; `row_length` is T of a packed row.
   c.warmup = ConfigDict(dict(
-      mix=dict(interleaved=0.4, understanding=0.2, text_to_image=0.4), steps=900, rows=12, row_length=192,
+      mix=dict(interleaved=0.25, understanding=0.2, text_to_image=0.55), steps=800, rows=12, row_length=192,
       micro_batches=1, null_prompt_rate=0.1, optimizer=_optimizer(), checkpoint_every=250, log_every=10,
       # The control `warmup_long`: warm-up gone on for as long as `finetune` and `grpo` take together.
-      long_steps=1200))
+      long_steps=1500))
   c.writer = ConfigDict(dict(
       mix=dict(roles=0.6, roles_interleaved=0.1, text_to_image=0.3), steps=700, rows=12, row_length=256,
       micro_batches=1, null_prompt_rate=0.1, optimizer=_optimizer(), checkpoint_every=250, log_every=10))
 
   # Views of one answer are documents of their own; `widths` is what they may take when a whole row is judged.
   c.judge = ConfigDict(dict(
-      layers=2, reader=1, answers=6000, test_answers=1600, held_out=0.15, steps=350, rows=24, row_length=304,
+      layers=3, reader=1, answers=6000, test_answers=1600, held_out=0.15, steps=350, rows=24, row_length=304,
       widths=dict(tcc=176, icc=256, its=304), max_steps=3, init='warmup', dimension_weights=(1.0, 1.4, 0.6, 1.4),
-      balance=0.5, optimizer=_optimizer(learning_rate=0.01, adam_learning_rate=2e-3), bootstrap=200,
+      balance=0.5, place_weight=4.0, optimizer=_optimizer(learning_rate=0.01, adam_learning_rate=2e-3), bootstrap=200,
       checkpoint_every=100, log_every=10))
 
   c.synthesize = ConfigDict(dict(
@@ -102,7 +102,7 @@ def _smoke() -> dict:
       decode=dict(rows=16, max_positions=96),
       warmup=dict(steps=20, rows=4, checkpoint_every=10, long_steps=10),
       writer=dict(steps=20, rows=4, checkpoint_every=10),
-      judge=dict(layers=1, answers=64, test_answers=64, steps=10, rows=4, bootstrap=20, checkpoint_every=5),
+      judge=dict(layers=1, reader=1, answers=64, test_answers=64, steps=10, rows=4, bootstrap=20, checkpoint_every=5),
       synthesize=dict(conversations=8, window=4, rows=16, rooms=dict(prompts=(224,), judged=()), shard_records=4),
       finetune=dict(steps=10, rows=4, checkpoint_every=5),
       grpo=dict(steps=4, prompts=2, group_size=4, checkpoint_every=2),
@@ -112,7 +112,7 @@ def _smoke() -> dict:
 def _small() -> dict:
   return dict(
       data=dict(pixels=64, jitter=1, objects=3,
-                counts=dict(interleaved=8000, understanding=40000, text_to_image=60000, roles=120000,
+                counts=dict(interleaved=1500, understanding=40000, text_to_image=60000, roles=120000,
                             roles_interleaved=30000, gold=12000, questions=20000, validation=512, test=2000), shard_records=8000),
       image=dict(codebook=1024, channels=256, kernel=3, code_dim=64, pictures=40000, steps=4000, autoencoder=1000),
       text=dict(size=1024),

@@ -17,7 +17,7 @@ import json
 import platform
 import resource
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import ml_collections
@@ -174,6 +174,17 @@ class Run:
   def progress(self, stage: str, total: int, done: int = 0, unit: str = 'step', label: str = '') -> Progress:
     """A progress line of `total` pieces, of which `done` are complete from an earlier start."""
     return Progress(label or stage, total, done, unit, tick=self._tick, active=self.active)
+
+  def reporter(self, stage: str, unit: str) -> Callable[[str, int, int | None], None]:
+    """A callback (label, done, total) that keeps one progress line for each label; total None where it is not known."""
+    lines: dict[str, Progress] = {}
+
+    def report(label: str, done: int, total: int | None) -> None:
+      if label not in lines:
+        lines[label] = self.progress(stage, total or 0, unit=unit, label=label)
+      lines[label].update(done)
+
+    return report
 
   def say(self, text: str) -> None:
     """A line for the person who waits."""

@@ -37,9 +37,8 @@ def run(run: Run) -> dict:
   pictures = _pictures(run, splits)
   last = _train_images(run, parts, pictures)
   _reconstructions(parts, pictures[:16], folder / 'reconstructions.png')
-  line = run.progress('tokenizer', 0, unit='record', label='image codes')
   codes.encode_folder(data, folder / 'data', parts.encode, tokenizer=identity(folder / 'checkpoints'),
-                      progress=lambda label, done, total: line.update(done))
+                      progress=run.reporter('tokenizer', 'record'))
   sample = pictures[:512]
   error = np.mean((parts.decode(parts.encode(sample)).astype(np.float32) - sample) ** 2) / 255 ** 2
   return {'text.size': parts.layout.tokenizer.size, 'image.pixel_error': error, 'image.psnr': -10 * np.log10(error)} | {
