@@ -34,8 +34,8 @@ def _tiny() -> ConfigDict:
   # Pictures: a 4x4 grid of cells. Counts are conversations; `interleaved` is the N of DESIGN 4.
   c.data = ConfigDict(dict(
       source='storyworld', seed=0, path='', images='', pixels=32, jitter=0, objects=2, steps=(1, 2, 2, 3), turns=(1, 1, 1, 2),
-      counts=dict(interleaved=400, understanding=4000, text_to_image=6000, roles=16000, roles_interleaved=4000,
-                  gold=3000, questions=4000, validation=256, test=1500),
+      counts=dict(interleaved=400, understanding=4000, text_to_image=6000, roles=18000, roles_interleaved=5000,
+                  gold=1500, questions=4000, validation=256, test=1200),
       shard_records=2000))
 
   c.text = ConfigDict(dict(size=768))
@@ -57,31 +57,32 @@ def _tiny() -> ConfigDict:
       mix=dict(interleaved=0.25, understanding=0.2, text_to_image=0.55), steps=800, rows=12, row_length=192,
       micro_batches=1, null_prompt_rate=0.1, optimizer=_optimizer(), checkpoint_every=250, log_every=10,
       # The control `warmup_long`: warm-up gone on for as long as `finetune` and `grpo` take together.
-      long_steps=1500))
+      long_steps=1000))
   c.writer = ConfigDict(dict(
-      mix=dict(roles=0.6, roles_interleaved=0.1, text_to_image=0.3), steps=700, rows=12, row_length=256,
+      mix=dict(roles=0.5, roles_interleaved=0.25, text_to_image=0.25), steps=1400, rows=12, row_length=256,
       micro_batches=1, null_prompt_rate=0.1, optimizer=_optimizer(), checkpoint_every=250, log_every=10))
 
   # Views of one answer are documents of their own; `widths` is what they may take when a whole row is judged.
   c.judge = ConfigDict(dict(
-      layers=3, reader=1, answers=6000, test_answers=1600, held_out=0.15, steps=350, rows=24, row_length=304,
-      widths=dict(tcc=176, icc=256, its=304), max_steps=3, init='warmup', dimension_weights=(1.0, 1.4, 0.6, 1.4),
+      layers=3, reader=1, answers=6000, test_answers=1600, held_out=0.15, steps=500, rows=24, row_length=304,
+      widths=dict(tcc=176, icc=256, its=304), max_steps=3, init='writer', dimension_weights=(1.0, 1.4, 0.6, 1.4),
       balance=0.5, place_weight=4.0, optimizer=_optimizer(learning_rate=0.01, adam_learning_rate=2e-3), bootstrap=200,
       checkpoint_every=100, log_every=10))
 
   c.synthesize = ConfigDict(dict(
-      conversations=1500, window=500, rounds=dict(question=2, answer=2, image=2), accept='gated', rate_finished=False,
+      conversations=1000, window=500, rounds=dict(question=2, answer=2, image=2), text_temperature=0.5, image_temperature=1.0,
+      accept='gated', rate_finished=False,
       turns=(1, 2), word_limits=dict(question=50, caption=65), retries=2, topics='', templates='', duplicate_similarity=0.9,
       rows=128, rooms=dict(prompts=(48, 96, 224), short=56, long=144, critic=24, judged=(160,)),
       shard_records=500))
 
   c.finetune = ConfigDict(dict(
-      mix=dict(synthesized=0.6, understanding=0.15, text_to_image=0.25), steps=500, rows=12, row_length=256,
+      mix=dict(synthesized=0.6, understanding=0.15, text_to_image=0.25), steps=450, rows=12, row_length=256,
       micro_batches=1, null_prompt_rate=0.1,
       optimizer=_optimizer(learning_rate=0.01, adam_learning_rate=1.5e-3), checkpoint_every=250, log_every=10))
 
   c.grpo = ConfigDict(dict(
-      init='finetune', questions='questions', steps=150, prompts=8, group_size=8, max_prompt=48, max_positions=112,
+      init='finetune', questions='questions', steps=140, prompts=8, group_size=8, max_prompt=48, max_positions=112,
       reward=dict(textual=1.0, visual=1.0, format=1.0), process=True, process_normalise='group',
       advantage_scale='group', clip_low=0.2, clip_high=0.2, kl=0.02, kl_estimator='k3', aggregation='sequence',
       code_ratio='position', inner_epochs=1, minibatches=1, micro_batches=1,
@@ -128,7 +129,8 @@ def _small() -> dict:
                       rooms=dict(prompts=(64, 160, 320), short=72, long=224, critic=32, judged=(384,))),
       finetune=dict(steps=1200, rows=64, row_length=512, optimizer=dict(learning_rate=0.005, adam_learning_rate=5e-4),
                     checkpoint_every=1000),
-      grpo=dict(steps=200, prompts=32, group_size=16, max_prompt=64, max_positions=288, optimizer=dict(learning_rate=1e-4), checkpoint_every=100))
+      grpo=dict(steps=200, prompts=32, group_size=16, max_prompt=64, max_positions=288, optimizer=dict(learning_rate=1e-4),
+                checkpoint_every=100))
 
 
 _SIZES = {'smoke': _smoke, 'tiny': dict, 'small': _small}

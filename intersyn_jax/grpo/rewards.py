@@ -16,7 +16,8 @@ import jax.numpy as jnp
 
 from intersyn_jax.interleave.grammar import Parse
 
-_NUMBERS = {word: i for i, word in enumerate('one two three four five six seven eight nine ten'.split(), start=1)}
+_NUMBERS = {word: i for i, word in enumerate(
+    ('one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine', 'ten'), start=1)}
 _ASKED = re.compile(rf'\b({"|".join(_NUMBERS)}|\d{{1,2}})\s+(?:pictures?|images?|steps?|drawings?)\b', re.IGNORECASE)
 
 
@@ -60,4 +61,5 @@ def hybrid(steps: jax.Array, whole: jax.Array, valid: jax.Array, parse: Parse, a
   keeps = parse.well_formed & ((asked == 0) | (parse.steps == asked))
   part = lambda s: jnp.stack([s[..., 0], jnp.mean(s[..., 1:], axis=-1)], axis=-1) / 5.0
   each = part(jnp.where(valid[:, None, None], steps, 0.0))
-  return Rewards(each[..., 0], each[..., 1], part(jnp.where(valid[:, None], whole, 0.0)), keeps.astype(jnp.float32), number < wanted[:, None], valid)
+  return Rewards(each[..., 0], each[..., 1], part(jnp.where(valid[:, None], whole, 0.0)), keeps.astype(jnp.float32),
+                 number < wanted[:, None], valid)

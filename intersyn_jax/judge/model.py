@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from intersyn_jax.errors import UserError
@@ -109,6 +110,19 @@ def init_from(policy: Params, judge: Params) -> Params:
     codes = jnp.array(flat.T)
   return judge | {'backbone': backbone, 'expected_text_embedding': jnp.array(policy['text_head'].T),
                   'expected_code_embedding': codes}
+
+
+def with_prior(judge: Params, labels: Sequence[np.ndarray]) -> Params:
+  """Parameters whose heads say, before any training, how the labels [n] of each dimension are spread (NaN for none)."""
+  bias = np.zeros((len(DIMENSIONS), TOP), np.float32)
+  for row, known in zip(bias, labels, strict=True):
+    known = known[np.isfinite(known)]
+    above = np.clip(known[:, None] - np.arange(TOP), 0, 1).mean(axis=0) if len(known) else np.full(TOP, 0.5)
+    above = np.clip(above, 0.01, 0.99)
+    logits = np.log(above / (1 - above))
+    gaps = np.maximum(logits[:-1] - logits[1:], 0.05)
+    row[0], row[1:] = logits[0], np.log(np.expm1(gaps)) - GAP
+  return judge | {'score_bias': jnp.asarray(bias.reshape(-1)), 'score_head': jnp.zeros_like(judge['score_head'])}
 
 
 def expectation(logits: jax.Array) -> jax.Array:

@@ -87,8 +87,8 @@ def examples(judge: SynJudge, labelled: Labelled) -> Examples:
       wrong = _wrong(view.tokens.modality, seen.present[..., IQ].sum(1), labelled.wrong[chunk]) if dimension in (ICC, ITS) \
           else np.full(filled.shape, np.nan, np.float32)
       for part, value in zip(parts, (
-          view.tokens.text[filled], view.tokens.codes[filled], view.tokens.modality[filled], view.tokens.forced[filled], wrong[filled],
-          filled.sum(1)[used], np.full(used.sum(), dimension, np.int8), places[used], labels[used]), strict=True):
+          view.tokens.text[filled], view.tokens.codes[filled], view.tokens.modality[filled], view.tokens.forced[filled],
+          wrong[filled], filled.sum(1)[used], np.full(used.sum(), dimension, np.int8), places[used], labels[used]), strict=True):
         part.append(value)
   text, codes, modality, forced, wrong, length, dimension, places, labels = (np.concatenate(p) for p in parts)
   return Examples(text, codes, modality, forced, wrong, np.cumsum(length) - length, length, dimension, places, labels)

@@ -51,21 +51,27 @@ class ResidualHead(nnx.Module):
     self.depth_trunk = Trunk(dataclasses.replace(config, layers=max(1, config.layers // 4), remat='none'), rngs)
     self.head = param(rngs, (w, codebook), ('embed', 'codes'), normal(0.02))
 
-  def logits(self, hidden: jax.Array, codes: jax.Array) -> jax.Array:
-    """hidden [...,d], codes int[...,D] -> [...,D,C] in float32; depth i sees codes 0..i-1."""
-    lead, depth = codes.shape[:-1], codes.shape[-1]
+  def _states(self, hidden: jax.Array, codes: jax.Array) -> jax.Array:
+    """States [rows,D',w] of the first D' depths; the last of `codes` [...,D'] is not read."""
+    depth = codes.shape[-1]
     first = (hidden @ self.hidden_kernel[...].astype(hidden.dtype)).reshape(-1, 1, hidden.shape[-1])
     known = self.code_embedding[...].astype(hidden.dtype)[codes.reshape(-1, depth)[:, :-1]]
-    x = jnp.concatenate([first, jnp.cumsum(known, axis=1)], axis=1) + self.depth_embedding[...].astype(hidden.dtype)
+    x = jnp.concatenate([first, jnp.cumsum(known, axis=1)], axis=1)
+    x = x + self.depth_embedding[...].astype(hidden.dtype)[:depth]
     rows = x.shape[0]
     position = jnp.broadcast_to(jnp.arange(depth), (rows, depth))
     visible = jnp.broadcast_to(jnp.tril(jnp.ones((depth, depth), bool)), (rows, depth, depth))
-    y = self.depth_trunk(x, position, visible) @ self.head[...].astype(hidden.dtype)
-    return y.astype(jnp.float32).reshape(*lead, depth, -1)
+    return self.depth_trunk(x, position, visible)
+
+  def logits(self, hidden: jax.Array, codes: jax.Array) -> jax.Array:
+    """hidden [...,d], codes int[...,D] -> [...,D,C] in float32; depth i sees codes 0..i-1."""
+    y = self._states(hidden, codes) @ self.head[...].astype(hidden.dtype)
+    return y.astype(jnp.float32).reshape(*codes.shape, -1)
 
   def next_logits(self, hidden: jax.Array, codes: jax.Array, depth: int) -> jax.Array:
-    """Logits [...,C] of code number `depth`; `codes` is right before it."""
-    return self.logits(hidden, codes)[..., depth, :]
+    """Logits [...,C] of code number `depth`; `codes` is right before it. Only the depths up to it are computed."""
+    y = self._states(hidden, codes[..., :depth + 1])[:, -1] @ self.head[...].astype(hidden.dtype)
+    return y.astype(jnp.float32).reshape(*codes.shape[:-1], -1)
 
 
 HEADS = {'flat': FlatHead, 'residual': ResidualHead}

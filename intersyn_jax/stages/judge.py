@@ -76,15 +76,19 @@ def _train(run: Run, parts: Parts, judge: model.SynJudge, policy: Params, train:
   batch = training.batches(data, training.chances(data, section.dimension_weights, section.balance),
                            rows=section.rows, length=section.row_length, seed=run.config.seed)
   fresh = judge.definition.init(jax.random.key(run.config.seed), parts.mesh)
-  params = jax.device_put(model.init_from(policy, fresh), judge.definition.shardings(parts.mesh))
+  labels = [data.labels[data.dimension == i] for i in range(len(DIMENSIONS))]
+  start = model.with_prior(model.init_from(policy, fresh), labels)
+  params = jax.device_put(start, judge.definition.shardings(parts.mesh))
   optimizer = make_optimizer(OptimizerConfig(**section.optimizer), section.steps)
+  step = loop.make_step(training.loss_of(judge.definition), optimizer,
+                        weights={'loss': 1.0, 'wrong': section.place_weight})
   saved = checkpoints.Checkpoints(run.directory('judge') / 'checkpoints', identity=run.config_hash('judge'))
   with run.metrics('judge', saved.latest() or -1) as writer:
     state, _ = loop.fit(
-        loop.make_step(training.loss_of(judge.definition), optimizer, weights={'loss': 1.0, 'wrong': section.place_weight}), loop.init_state(params, optimizer),
-        loop.Indexed(batch), steps=section.steps, seed=run.config.seed, checkpoints=saved, metrics=writer,
-        metrics_every=section.log_every, save_every=section.checkpoint_every,
-        progress=run.progress('judge', section.steps, max(saved.done, 0)), batch_sharding=sharding.rows(parts.mesh))
+        step, loop.init_state(params, optimizer), loop.Indexed(batch), steps=section.steps, seed=run.config.seed,
+        checkpoints=saved, metrics=writer, metrics_every=section.log_every,
+        save_every=section.checkpoint_every, progress=run.progress('judge', section.steps, max(saved.done, 0)),
+        batch_sharding=sharding.rows(parts.mesh))
   return state['params']
 
 

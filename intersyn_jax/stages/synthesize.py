@@ -6,10 +6,15 @@ gave, with the whole trace), `traces.jsonl` (a few conversations round by round,
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from etils import epath
+
+from intersyn_jax.data import manifest
 from intersyn_jax.data.importers import rows
 from intersyn_jax.data.storyworld import language, topics
 from intersyn_jax.errors import UserError
@@ -40,20 +45,13 @@ def run(run: Run) -> dict[str, Any]:
     for number, window in enumerate(windows):
       if number in done:
         continue
-      loads: dict[str, engine.Load] = {}
-      plain = method.unrefined()
-      samples = {(twin, i): seir.converse(seir.plan(m, i), m)
-                 for i in window for twin, m in ((False, method), (True, plain))}
-      start = progress.done
-      known: dict = {}
-      made = engine.advance(crew, samples, loads=loads, known=known, on_batch=lambda ended: progress.update(start + ended // 2))
-      if config.rate_finished:
-        made = engine.rate_finished(crew, made, loads=loads, known=known)
+      begun = progress.done
+      products, twins, loads = make(crew, method, window, rate_finished=config.rate_finished,
+                                    on_batch=lambda ended, begun=begun: progress.update(begun + ended // 2))
       if run.active:
-        record.write_window(folder, number, [made[False, i] for i in window], [made[True, i] for i in window], loads,
-                            parts.decode, similarity=config.duplicate_similarity)
+        record.write_window(folder, number, products, twins, loads, parts.decode, similarity=config.duplicate_similarity)
       barrier(f'{STAGE}-{number}')
-      progress.update(start + len(window))
+      progress.update(begun + len(window))
     progress.close()
   if run.active:
     records = record.assemble(folder, len(windows), directory / 'data', similarity=config.duplicate_similarity,
@@ -68,7 +66,24 @@ def run(run: Run) -> dict[str, Any]:
   return metrics
 
 
-def method_of(run: Run):
+def make(crew: Crew, method: seir.Method, window: Iterable[int], *, rate_finished: bool,
+         on_batch: Callable[[int], None] | None = None):
+  """Makes the conversations of a window, and side by side the same ones without refinement.
+
+  Returns:
+    products, unrefined products, how full the batches of each lane were.
+  """
+  samples = {(twin, i): seir.converse(seir.plan(m, i), m)
+             for i in window for twin, m in enumerate((method, method.unrefined()))}
+  loads: dict[str, engine.Load] = {}
+  known: dict = {}
+  made = engine.advance(crew, samples, loads=loads, known=known, on_batch=on_batch)
+  if rate_finished:
+    made = engine.rate_finished(crew, made, loads=loads, known=known)
+  return [made[0, i] for i in window], [made[1, i] for i in window], loads
+
+
+def method_of(run: Run) -> tuple[seir.Method, list[manifest.Rejected]]:
   """The method that the configuration describes, and the topics and templates that were dropped."""
   config, data = run.config.synthesize, run.config.data
   if config.accept not in ('always', 'gated'):
@@ -97,13 +112,16 @@ def method_of(run: Run):
 def crew_of(run: Run, parts: Parts, method: seir.Method) -> Crew:
   """The writer in all three jobs, and SynJudge where the method asks for it."""
   config = run.config.synthesize
+  judged = method.gated or config.rate_finished
+  run.require('warmup', *(['judge'] if judged else []))
   rooms = Rooms(**config.rooms)
-  writer = UnifiedWorker(parts.decoder, parts.policy('writer'), parts.layout, seed=method.seed, rooms=rooms, rows=config.rows)
-  judge = JudgeWorker(*parts.judge(), rows=config.rows, sizes=rooms.judged) if method.gated or config.rate_finished else None
+  decoder = functools.partial(parts.decoder, text_temperature=config.text_temperature, image_temperature=config.image_temperature)
+  writer = UnifiedWorker(decoder, parts.policy('writer'), parts.layout, seed=method.seed, rooms=rooms, rows=config.rows)
+  judge = JudgeWorker(*parts.judge(), rows=config.rows, sizes=rooms.judged) if judged else None
   return Crew(writer, writer, writer, judge)
 
 
-def _write_examples(run: Run, folder, windows: int) -> None:
+def _write_examples(run: Run, folder: epath.Path, windows: int) -> None:
   """The conversations with most rounds, for the report."""
   rounds = lambda row: sum(len(group) for turn in row['turns']
                            for group in (turn['question_rounds'], turn['answer_rounds'], *turn['image_rounds']))
@@ -112,7 +130,7 @@ def _write_examples(run: Run, folder, windows: int) -> None:
   replace_text(run.directory(STAGE) / 'traces.jsonl', ''.join(json.dumps(row) + '\n' for row in chosen))
 
 
-def _write_curve(run: Run, folder, windows: int, size: int) -> None:
+def _write_curve(run: Run, folder: epath.Path, windows: int, size: int) -> None:
   """One row of metrics a window; all are written again, as windows never change."""
   with run.metrics(STAGE) as writer:
     for number in range(windows):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import jax
 import numpy as np
 import PIL.Image
@@ -9,14 +11,18 @@ import PIL.Image
 from intersyn_jax import sharding
 from intersyn_jax.data import codes, images, shards
 from intersyn_jax.data.storyworld import story
+from intersyn_jax.evaluation import flaws
 from intersyn_jax.interleave.text import TextTokenizer
-from intersyn_jax.interleave.types import Image, Text
+from intersyn_jax.interleave.types import DIMENSIONS, Image, Text
 from intersyn_jax.models import image_tokenizer
 from intersyn_jax.stages.common import Run
 from intersyn_jax.stages.parts import Parts, identity
 from intersyn_jax.training import checkpoints, loop
 from intersyn_jax.training.metrics import replace_text
 from intersyn_jax.training.optimizer import OptimizerConfig, make_optimizer
+
+FLAW_ANSWERS = 40
+"""Answers that each flaw is tried on."""
 
 
 def run(run: Run) -> dict:
@@ -41,8 +47,19 @@ def run(run: Run) -> dict:
                       progress=run.reporter('tokenizer', 'record'))
   sample = pictures[:512]
   error = np.mean((parts.decode(parts.encode(sample)).astype(np.float32) - sample) ** 2) / 255 ** 2
-  return {'text.size': parts.layout.tokenizer.size, 'image.pixel_error': error, 'image.psnr': -10 * np.log10(error)} | {
+  return _flaws(run, parts) | {'text.size': parts.layout.tokenizer.size, 'image.pixel_error': error, 'image.psnr': -10 * np.log10(error)} | {
       f'image.{name}': value for name, value in last.items()}
+
+
+def _flaws(run: Run, parts: Parts) -> dict[str, float]:
+  """Writes WORKDIR/tokenizer/flaws.json: what this tokenizer leaves of gold answers and of each flaw. Storyworld only."""
+  data = run.config.data
+  if data.source != 'storyworld':
+    return {}
+  rows = flaws.measure(parts.encode, parts.decode, codebook=run.config.image.codebook, pixels=data.pixels,
+                       jitter=data.jitter, seed=data.seed, answers=FLAW_ANSWERS)
+  replace_text(run.directory('tokenizer') / 'flaws.json', json.dumps(rows, indent=1))
+  return {f'gold.{name}': rows[0][name] for name in DIMENSIONS}
 
 
 def _with_captions(turn) -> list[Text]:

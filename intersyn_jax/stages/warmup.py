@@ -27,12 +27,15 @@ def run(run: Run) -> dict:
   config = run.config
   fresh = parts.model.init(jax.random.key(config.seed), parts.mesh)
   student = train(run, parts, config.warmup, 'warmup', parts.policy_folder('warmup').parent, fresh)
-  again = parts.policy('warmup')
-  long = train(run, parts, config.warmup, 'warmup_long',
-               parts.policy_folder('warmup_long').parent, again, steps=config.warmup.long_steps)
-  writer = train(run, parts, config.writer, 'writer', parts.policy_folder('writer').parent, parts.policy('warmup'))
-  return {f'{name}.{key}': value for name, last in (('student', student), ('long', long), ('writer', writer))
-          for key, value in last.items()}
+  found = {'student': student}
+  # Own data has no use for the control, and no examples of the roles: 0 steps leave these policies out.
+  if config.warmup.long_steps:
+    found['long'] = train(run, parts, config.warmup, 'warmup_long', parts.policy_folder('warmup_long').parent,
+                          parts.policy('warmup'), steps=config.warmup.long_steps)
+  if config.writer.steps:
+    found['writer'] = train(run, parts, config.writer, 'writer', parts.policy_folder('writer').parent,
+                            parts.policy('warmup'))
+  return {f'{name}.{key}': value for name, last in found.items() for key, value in last.items()}
 
 
 def train(run: Run, parts: Parts, section: Mapping, label: str, folder: epath.Path, params: Params, *,

@@ -10,6 +10,8 @@ import datasketch
 from intersyn_jax.interleave.types import Conversation, text_of
 
 PERMUTATIONS = 64
+BANDS = (16, 4)
+"""Bands of the index and rows of each: questions of similarity 0.7 meet with 99 %, of 0.9 always."""
 
 
 def normalise(text: str) -> str:
@@ -39,8 +41,8 @@ class Seen:
     self._threshold = threshold
     self._exact: dict[str, str] = {}
     self._triples: dict[str, frozenset[str]] = {}
-    # The index offers candidates; a lower threshold there makes it miss fewer, and the true similarity decides.
-    self._index = datasketch.MinHashLSH(max(0.5, threshold - 0.1), PERMUTATIONS) if threshold < 1 else None
+    # The index only offers candidates, more than needed; the true similarity decides.
+    self._index = datasketch.MinHashLSH(num_perm=PERMUTATIONS, params=BANDS) if threshold < 1 else None
 
   def earlier(self, name: str, question: str) -> str:
     """Name of an earlier question that this one repeats; otherwise '' and the question is remembered."""
@@ -74,5 +76,5 @@ def repeats(conversations: Iterable[Conversation], threshold: float) -> dict[str
 
 def repeated_turns(conversation: Conversation, threshold: float) -> list[int]:
   """Turns whose question repeats that of an earlier turn of the same conversation."""
-  seen = Seen(threshold)
-  return [number for number, turn in enumerate(conversation.turns) if seen.earlier(str(number), text_of(turn.question))]
+  parts = [triples(normalise(text_of(turn.question))) for turn in conversation.turns]
+  return [i for i, mine in enumerate(parts) if any(similarity(mine, other) >= threshold for other in parts[:i])]

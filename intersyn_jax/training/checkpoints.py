@@ -92,7 +92,10 @@ class Checkpoints:
                       f'{self.identity}: use another --workdir, or the config it was started with')
     rest = {name: value for name, value in like.items() if name != 'params'}
     params = _restore(self.folder, step, 'params', like['params'], meta)
-    return {'params': params, **_restore(self.folder, step, 'state', rest, meta)}, meta
+    state = {'params': params, **_restore(self.folder, step, 'state', rest, meta)}
+    if jax.process_index() == 0 and not (self.folder / f'{step}.files.json').exists():
+      _write_listing(self.folder, step)  # killed between the commit and the listing, by which others know the weights
+    return state, meta
 
   def close(self) -> None:
     self._manager.close()

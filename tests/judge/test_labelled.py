@@ -10,7 +10,7 @@ from intersyn_jax.data.storyworld import flaws, story
 from intersyn_jax.errors import UserError
 from intersyn_jax.interleave import layout
 from intersyn_jax.interleave.text import TextTokenizer
-from intersyn_jax.interleave.types import Text, Turn
+from intersyn_jax.interleave.types import Image, Text, Turn
 from intersyn_jax.judge import labelled, model, training
 from intersyn_jax.judge.labelled import GENERATORS, TEST, TRAIN, Corpus
 from intersyn_jax.judge.views import ICC, IQ, ITS, TCC
@@ -100,20 +100,42 @@ def test_step_labels_stand_where_the_views_count(corpus):
   conversation = story.conversation(3, 7, 'roles', steps=2)
   answer = conversation.turns[0].answer
   flawed = dataclasses.replace(conversation, turns=(Turn(conversation.turns[0].question, answer[1:]),))
-  draft = labelled._Draft(flawed, 'gold', story.keyed(0, 0))
+  draft = labelled._Draft(flawed, 'gold', story.keyed(0, 0), tuple(s for s in answer if isinstance(s, Image)))
   labelled._encode(corpus, [draft])
   draft.document = layout.tokenise(draft.conversation, corpus.layout)
   found = labelled._label(corpus, [draft])
   nan = np.nan
   np.testing.assert_allclose(found.steps[0], [[5, 5, 5, nan], [nan, 5, 5, 5], [nan] * 4])
   np.testing.assert_allclose(found.whole[0], [2.5, 5, 5, 2.5])
+  assert not found.wrong[0, :2].any() and np.isnan(found.wrong[0, 2]).all()
+
+
+def test_wrong_places_are_those_of_the_changed_object(corpus):
+  conversation = story.conversation(3, 9, 'roles', steps=1, turns=1)
+  flawed, kinds = flaws.inject(conversation, story.keyed(1, 1), ['wrong_place'])
+  assert kinds == ['wrong_place']
+  gold = tuple(s for s in conversation.turns[0].answer if isinstance(s, Image))
+  draft = labelled._Draft(flawed, 'flaws', story.keyed(0, 0), gold)
+  labelled._encode(corpus, [draft])
+  draft.document = layout.tokenise(draft.conversation, corpus.layout)
+  found = labelled._label(corpus, [draft])
+  assert found.wrong[0, 0].sum() == 2  # where it stands and where it should
+  judge = model.SynJudge.of(ModelConfig(TrunkConfig(32, 1, 2, 2, 16, 64), corpus.layout.tokenizer.size, 16, 1, CODEBOOK),
+                            corpus.layout, dict(layers=1, reader=1, widths=dict(tcc=160, icc=240, its=300), max_steps=3))
+  data = training.examples(judge, found)
+  codes = data.modality == layout.CODES
+  for dimension, count in ((TCC, 0), (IQ, 0), (ICC, 16), (ITS, 16)):
+    mine = slice(*(data.start[data.dimension == dimension][0] + (0, data.length[data.dimension == dimension][0])))
+    assert np.isfinite(data.wrong[mine]).sum() == count
+    if count:
+      np.testing.assert_array_equal(data.wrong[mine][codes[mine]], found.wrong[0, 0])
 
 
 def test_iq_of_the_whole_is_of_the_pictures_that_are_there(corpus):
   conversation = story.conversation(3, 7, 'roles', steps=2)
   answer = conversation.turns[0].answer
   flawed = dataclasses.replace(conversation, turns=(Turn(conversation.turns[0].question, answer[:3]),))
-  draft = labelled._Draft(flawed, 'gold', story.keyed(0, 0))
+  draft = labelled._Draft(flawed, 'gold', story.keyed(0, 0), tuple(s for s in answer if isinstance(s, Image)))
   labelled._encode(corpus, [draft])
   draft.document = layout.tokenise(draft.conversation, corpus.layout)
   found = labelled._label(corpus, [draft])
@@ -131,7 +153,7 @@ def test_a_judge_learns_that_damage_costs(corpus, sides):
   """A few dozen updates: damage lowers the dimension it is about, and leaves alone what cannot see it."""
   train, _ = sides
   config = ModelConfig(TrunkConfig(32, 1, 2, 2, 16, 64), corpus.layout.tokenizer.size, 16, 1, CODEBOOK, mix=4)
-  judge = model.SynJudge.of(config, corpus.layout, dict(layers=1, widths=dict(tcc=260, icc=320, its=400), max_steps=3))
+  judge = model.SynJudge.of(config, corpus.layout, dict(layers=1, reader=1, widths=dict(tcc=260, icc=320, its=400), max_steps=3))
   data = training.examples(judge, train)
   batch = training.batches(data, training.chances(data, (1, 1, 1, 1), 0.5), rows=4, length=400, seed=0)
   first = batch(0)
@@ -139,11 +161,13 @@ def test_a_judge_learns_that_damage_costs(corpus, sides):
   assert (first.tokens.document > 0).mean() > 0.8 and np.isfinite(first.label).sum() > 20
   optimizer = make_optimizer(OptimizerConfig(name='adamw', learning_rate=5e-3, b2=0.98), 60)
   params = judge.definition.init(jax.random.key(0), small.one_device())
-  state, last = loop.fit(loop.make_step(training.loss_of(judge.definition), optimizer), loop.init_state(params, optimizer),
+  params = model.with_prior(params, [data.labels[data.dimension == i] for i in range(4)])
+  step = loop.make_step(training.loss_of(judge.definition), optimizer, weights={'loss': 1.0, 'wrong': 1.0})
+  state, last = loop.fit(step, loop.init_state(params, optimizer),
                          loop.Indexed(batch), steps=60, seed=0)
   whole, steps, valid = training.judge_all(judge, state['params'], train, rows=32)
   assert valid.mean() > 0.95 and whole.shape == (len(train), 4) and steps.shape == (len(train), 3, 4)
-  assert set(last) >= {'loss', 'tcc', 'icc', 'iq', 'its'}
+  assert set(last) >= {'loss', 'tcc', 'icc', 'iq', 'its', 'wrong'}
   seen = train.whole[:, IQ] > 0
   bad, good = seen & (train.whole[:, IQ] < 3.5), seen & (train.whole[:, IQ] > 4.5)
   assert whole[bad, IQ].mean() < whole[good, IQ].mean() - 0.3
@@ -153,6 +177,6 @@ def test_a_judge_learns_that_damage_costs(corpus, sides):
 def test_balance_lifts_what_is_rare():
   labels = np.array([[5.0]] * 90 + [[1.0]] * 10, np.float32)
   empty = np.zeros(0, np.int32)
-  data = training.Examples(empty, empty, empty, empty, empty, empty, np.zeros(100, np.int8), empty, labels)
+  data = training.Examples(empty, empty, empty, empty, empty, empty, empty, np.zeros(100, np.int8), empty, labels)
   plain, even = (training.chances(data, (1, 1, 1, 1), balance)[90:].sum() for balance in (0.0, 1.0))
   np.testing.assert_allclose((plain, even), (0.1, 0.5))

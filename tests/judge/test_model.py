@@ -24,7 +24,7 @@ def config_of(layout_, layers=3):
 @pytest.fixture(scope='module')
 def judge():
   plain = small.plain()
-  bound = model.SynJudge.of(config_of(plain), plain, dict(layers=2, widths=dict(tcc=48, icc=48, its=72), max_steps=2))
+  bound = model.SynJudge.of(config_of(plain), plain, dict(layers=2, reader=1, widths=dict(tcc=48, icc=48, its=72), max_steps=2))
   params = bound.definition.init(jax.random.key(1), small.one_device())
   return bound, params | {'score_head': params['score_head'] * 50}
 
@@ -51,7 +51,7 @@ def test_whole_is_the_forward_of_the_view_alone(judge):
   module = bound.definition.bind(params)
   context = Turn((Text('the blue square'),), (small.image(bound.layout, 0), small.image(bound.layout, 1)))
   icc = layout.tokenise(Conversation('c', 't', (context,)), bound.layout)  # pictures alone have no tags
-  hidden = module.backbone(layout.stack([icc], len(icc.text)))
+  hidden, _ = module(layout.stack([icc], len(icc.text)))
   np.testing.assert_allclose(model.expectation(module.logits(hidden)[0, -1, 1]), found.whole[0, 1], atol=1e-5)
 
 
@@ -88,7 +88,7 @@ def test_cross_entropy_is_least_at_the_label():
 def test_start_from_a_policy():
   plain = small.plain()
   policy = define_policy(config_of(plain)).init(jax.random.key(5), small.one_device())
-  definition = model.define(config_of(plain), 2)
+  definition = model.define(config_of(plain), 2, 1)
   fresh = definition.init(jax.random.key(6), small.one_device())
   params = model.init_from(policy, fresh)
   assert jax.tree.structure(params) == jax.tree.structure(fresh)
@@ -97,10 +97,22 @@ def test_start_from_a_policy():
   np.testing.assert_array_equal(ours['code_embedding'], theirs['code_embedding'])
   np.testing.assert_array_equal(ours['trunk']['layers']['up_kernel'], theirs['trunk']['layers']['up_kernel'][:2])
   np.testing.assert_array_equal(params['score_head'], fresh['score_head'])
+  # the comparison starts as the logit of what was written
+  np.testing.assert_array_equal(params['expected_code_embedding'], policy['image_head']['head'].T)
+  np.testing.assert_array_equal(params['expected_text_embedding'], policy['text_head'].T)
+
+
+def test_prior_says_how_labels_are_spread(judge):
+  bound, params = judge
+  labels = [np.array([5.0, 5.0, 4.0, 2.5, np.nan]), np.array([0.0, 5.0]), np.full(3, np.nan), np.array([1.0, 2.0, 3.0])]
+  params = model.with_prior(params, labels)
+  scores = model.expectation(bound.definition.bind(params).logits(jnp.ones((32,))))
+  np.testing.assert_allclose(scores[:2], [4.125, 2.5], atol=0.06)
+  np.testing.assert_allclose(scores[3], 2.0, atol=0.06)
 
 
 def test_too_many_layers_is_the_users_mistake():
   with pytest.raises(UserError, match=r'judge.layers is 4; the model has 3'):
-    model.define(config_of(small.plain()), 4)
+    model.define(config_of(small.plain()), 4, 1)
   with pytest.raises(UserError, match='judge.widths.icc'):
     Widths(10, 1, 10)

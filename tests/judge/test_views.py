@@ -12,7 +12,6 @@ from intersyn_jax.judge import model, views
 from intersyn_jax.judge.views import ICC, IQ, ITS, TCC, Widths
 from intersyn_jax.models.trunk import TrunkConfig
 from intersyn_jax.models.unified import ModelConfig
-
 from tests import small_model as small
 
 WIDTH, STEPS = 96, 3
@@ -23,7 +22,7 @@ def judge():
   """A judge with random weights that are large enough for every input to matter."""
   plain = small.plain()
   config = ModelConfig(TrunkConfig(32, 3, 4, 2, 8, 64), plain.tokenizer.size, plain.block.places, 1, small.CODEBOOK, mix=4)
-  bound = model.SynJudge(model.define(config, 2), plain, Widths(64, 64, 90), STEPS)
+  bound = model.SynJudge(model.define(config, 2, 1), plain, Widths(64, 64, 90), STEPS)
   params = bound.definition.init(jax.random.key(0), small.one_device())
   return bound, params | {'score_head': params['score_head'] * 50}
 
@@ -74,7 +73,8 @@ def test_hidden_changes_give_exactly_zero_difference(judge):
 def test_context_and_padding(judge):
   base = answer(*BASE)
   turns = base.turns
-  picture = dataclasses.replace(base, turns=(Turn(turns[0].question, (turns[0].answer[0], small.image(small.plain(), 7))), turns[1]))
+  earlier = Turn(turns[0].question, (turns[0].answer[0], small.image(small.plain(), 7)))
+  picture = dataclasses.replace(base, turns=(earlier, turns[1]))
   words = dataclasses.replace(base, turns=(turns[0], Turn((turns[1].question[0], Text('move')), turns[1].answer)))
   right, left = score(judge, [base, picture, words]), score(judge, [base, picture, words], left=True)
   np.testing.assert_array_equal(right.whole, left.whole)

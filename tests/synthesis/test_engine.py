@@ -1,9 +1,8 @@
 """The engine: full batches of mixed roles, and results that do not depend on them."""
 
-from tests.synthesis import fake
-
 from intersyn_jax.synthesis import engine, seir
 from intersyn_jax.synthesis.interfaces import Draw, Look, Rate
+from tests.synthesis import fake
 
 
 def run(count, rows=8, answer=fake.usual, **fields):

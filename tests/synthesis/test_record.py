@@ -7,8 +7,7 @@ import pytest
 
 from intersyn_jax.data import images, manifest, shards
 from intersyn_jax.errors import UserError
-from intersyn_jax.interleave.types import images_of
-from intersyn_jax.interleave.types import text_of
+from intersyn_jax.interleave.types import images_of, text_of
 from intersyn_jax.synthesis import engine, record, seir
 from intersyn_jax.synthesis.interfaces import Reply
 from tests.synthesis import fake
@@ -37,7 +36,8 @@ def write(folder, windows=3, size=10, rows=8):
     ids, loads = range(number * size, (number + 1) * size), {}
     samples = {(m is plain, i): seir.converse(seir.plan(m, i), m) for i in ids for m in (method, plain)}
     made = engine.advance(fake.crew(fake.Actor(faulty, rows)), samples, loads=loads)
-    record.write_window(folder, number, [made[False, i] for i in ids], [made[True, i] for i in ids], loads, decode, similarity=0.9)
+    products, twins = ([made[twin, i] for i in ids] for twin in (False, True))
+    record.write_window(folder, number, products, twins, loads, decode, similarity=0.9)
 
 
 def assemble(folder, windows=3):

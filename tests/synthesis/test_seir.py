@@ -117,15 +117,18 @@ def test_without_a_gate_the_last_version_wins():
 
 
 def test_a_judge_that_fails_has_no_say_and_leaves_no_number():
-  product, _ = make(answering(rate=None), gated=True, rated=True)
-  assert decisions(product.turns[0].answers) == ['revise', 'stop']
-  assert product.conversation.scores == () and product.turns[0].answers[1].scores is None
+  product, _ = make(answering(rate=None), gated=True)
+  assert decisions(product.turns[0].answers) == ['revise', 'stop'] and product.turns[0].answers[1].scores is None
 
 
-def test_scores_of_the_finished_answer_are_kept():
-  product, _ = make(gated=True, rated=True, turns=(2,))
-  assert [(score.turn, score.step) for score in product.conversation.scores] == [
+def test_scores_of_the_finished_answers_are_kept_and_a_failed_judge_leaves_none():
+  product, actor = make(turns=(2,))
+  rated = engine.rate_finished(fake.crew(actor), {0: product})[0]
+  assert [(score.turn, score.step) for score in rated.conversation.scores] == [
       (0, -1), (0, 0), (0, 1), (1, -1), (1, 0), (1, 1)]
+  assert len(actor.batches[-1]) == 2  # all together, not one after another
+  failing = fake.crew(fake.Actor(answering(rate=None)))
+  assert engine.rate_finished(failing, {0: product})[0].conversation.scores == ()
 
 
 def test_no_picture_rejects_the_conversation_with_its_reason():
@@ -211,7 +214,7 @@ def test_later_turns_see_the_turn_before():
 
 
 def test_the_unrefined_twin_shares_its_beginning_and_is_written_from_its_own_question():
-  method, actor = fake.method(gated=True, rated=True), fake.Actor()
+  method, actor = fake.method(gated=True), fake.Actor()
   plain = method.unrefined()
   jobs = [seir.plan(m, 3) for m in (method, plain)]
   assert jobs[0] == jobs[1]
@@ -221,7 +224,8 @@ def test_the_unrefined_twin_shares_its_beginning_and_is_written_from_its_own_que
   assert [image.caption for image in images_of(twin.answer)] == [step.caption for step in fake.STEPS]
   assert len(actor.asked('question_write')) == 1  # shared
   # The question was revised, so the first answer to the first question is a request of its own.
-  assert [fake.QUESTION + f' {jobs[0].id} 0 {k}' in text_of(r.prompt) for k, r in enumerate(actor.asked('answer_write'))] == [True] * 2
+  written = [text_of(request.prompt) for request in actor.asked('answer_write')]
+  assert len(written) == 2 and all(f'{fake.QUESTION} {jobs[0].id} 0 {k}' in prompt for k, prompt in enumerate(written))
 
 
 def test_counts_add_up():
@@ -239,7 +243,8 @@ def test_seir_never_imports_the_ground_truth():
   folder = pathlib.Path(intersyn_jax.synthesis.__file__).parent
   for path in folder.glob('*.py'):
     for node in ast.walk(ast.parse(path.read_text())):
-      names = [node.module or ''] if isinstance(node, ast.ImportFrom) else [n.name for n in node.names] if isinstance(node, ast.Import) else []
+      names = [node.module or ''] if isinstance(node, ast.ImportFrom) else []
+      names += [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
       assert not any('storyworld' in name for name in names), path
 
 

@@ -24,6 +24,7 @@ from tests.synthesis import fake
 
 ROOMS = Rooms(prompts=(128,), short=8, long=8, critic=8)
 LAYOUT = small_model.plain()
+PLAIN = (Text('a'),)
 DEFINITION = small_model.definition(LAYOUT, layers=1)
 
 
@@ -107,7 +108,7 @@ def test_a_cut_completion_and_a_prompt_that_fits_nowhere_are_problems():
 def test_lanes():
   """Critics take the likeliest word, and draw only after a completion that could not be read; pictures are looked at."""
   worker = writer()
-  lane = lambda kind, role, retry=0, prompt=text('a'): worker.prepare(kind(Address('c', 0, role, retry=retry), prompt)).lane
+  lane = lambda kind, role, retry=0, prompt=PLAIN: worker.prepare(kind(Address('c', 0, role, retry=retry), prompt)).lane
   assert lane(Write, 'question_write') == lane(Write, 'caption_revise') == 'short'
   assert lane(Write, 'answer_write') == lane(Write, 'answer_revise') == 'long'
   assert lane(Write, 'question_critique') == lane(Write, 'answer_critique') == 'critic'
@@ -127,7 +128,7 @@ def judge(its: int = 64) -> JudgeWorker:
   block = LAYOUT.block
   trunk = TrunkConfig(width=32, layers=1, heads=4, kv_heads=2, head_width=8, mlp_width=64)
   config = ModelConfig(trunk, LAYOUT.tokenizer.size, block.places, block.depth, block.codebook, mix=4)
-  definition = judge_model.define(config, 1)
+  definition = judge_model.define(config, 1, 1)
   params = definition.init(jax.random.key(2), small_model.one_device())
   params['score_head'] = params['score_head'] * 50
   bound = judge_model.SynJudge(definition, LAYOUT, Widths(48, 48, its), 3)

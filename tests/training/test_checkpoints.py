@@ -93,6 +93,14 @@ def test_truncated_data_without_a_listing_is_still_told(folder):
     load_params(folder, make_state()['params'])
 
 
+def test_a_listing_that_a_kill_left_out_is_made_when_the_run_goes_on(folder):
+  listing = folder / '3.files.json'
+  before = listing.read_bytes()
+  listing.unlink()
+  Checkpoints(folder, identity='abc').restore(make_state(0))
+  assert listing.read_bytes() == before
+
+
 def test_deleting_the_damaged_step_goes_on_from_the_one_before(folder):
   shutil.rmtree(folder / '3')
   checkpoints = Checkpoints(folder, identity='abc')

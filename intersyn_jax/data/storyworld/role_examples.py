@@ -272,6 +272,9 @@ _MAKERS: dict[str, Callable[[_Case], tuple[Sequence[Segment], str]]] = {
     'caption_revise': _caption_revise,
 }
 
+_SHARES = {'question_write': 4, 'answer_write': 2}
+"""How often a role is drawn; 1 where it is not named. A whole question from a topic is the hardest to learn."""
+
 
 def role_example(seed: int, index: int, split: str = 'roles', *, pixels: int = 32, jitter: int = 0,
                  turns: int | Sequence[int] = (1, 1, 2), steps: int | Sequence[int] = (1, 2, 2, 3),
@@ -282,9 +285,10 @@ def role_example(seed: int, index: int, split: str = 'roles', *, pixels: int = 3
   its arguments. Raises ValueError on an unknown role.
   """
   rng = story.keyed(seed, index, split, 'role')
-  role = rng.choice(list(names or _MAKERS))
-  if role not in _MAKERS:
-    raise ValueError(f'unknown role {role!r}; there are {", ".join(_MAKERS)}')
+  names = list(names or _MAKERS)
+  if unknown := set(names) - set(_MAKERS):
+    raise ValueError(f'unknown role {min(unknown)!r}; there are {", ".join(_MAKERS)}')
+  role = rng.choices(names, [_SHARES.get(name, 1) for name in names])[0]
   gold = story.conversation(seed, index, split, pixels=pixels, jitter=jitter, turns=turns, steps=steps, objects=objects)
   case = _Case(rng, gold, jitter)
   for _ in range(100):  # a flaw that has no place in this case is drawn again
