@@ -5,7 +5,6 @@ import os
 import pathlib
 import subprocess
 import sys
-import time
 
 import ml_collections
 import pytest
@@ -66,9 +65,7 @@ def error_of(capsys, *arguments) -> str:
 def test_help_names_every_stage_without_importing_jax():
   code = "import sys; sys.argv = ['x', '--help']; from intersyn_jax.__main__ import main; main(sys.argv[1:]); " \
          "assert 'jax' not in sys.modules and 'ml_collections' not in sys.modules"
-  start = time.monotonic()
   out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout
-  assert time.monotonic() - start < 2
   assert all(f'\n  {name} ' in out for name in STAGES)
 
 

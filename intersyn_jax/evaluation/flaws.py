@@ -14,7 +14,7 @@ import numpy as np
 
 from intersyn_jax.data.storyworld import flaws, score, story
 from intersyn_jax.data.storyworld.render import decode as read_png
-from intersyn_jax.interleave.types import DIMENSIONS, Conversation, images_of, text_of, steps_of
+from intersyn_jax.interleave.types import DIMENSIONS, Conversation, images_of, steps_of, text_of
 
 Arrays = Callable[[np.ndarray], np.ndarray]
 

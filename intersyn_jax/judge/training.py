@@ -84,7 +84,8 @@ def examples(judge: SynJudge, labelled: Labelled) -> Examples:
       used &= np.isfinite(labels).any(axis=1)
       filled = (view.tokens.document > 0) & used[:, None]
       # IQ cannot know what was asked for, and in TCC there are no pictures.
-      wrong = _wrong(view.tokens.modality, seen.present[..., IQ].sum(1), labelled.wrong[chunk]) if dimension in (ICC, ITS) \
+      wrong = _wrong(
+          view.tokens.modality, seen.present[..., IQ].sum(1), labelled.wrong[chunk], dimension == ITS) if dimension in (ICC, ITS) \
           else np.full(filled.shape, np.nan, np.float32)
       for part, value in zip(parts, (
           view.tokens.text[filled], view.tokens.codes[filled], view.tokens.modality[filled], view.tokens.forced[filled],
@@ -94,12 +95,13 @@ def examples(judge: SynJudge, labelled: Labelled) -> Examples:
   return Examples(text, codes, modality, forced, wrong, np.cumsum(length) - length, length, dimension, places, labels)
 
 
-def _wrong(modality: np.ndarray, pictures: np.ndarray, wrong: np.ndarray) -> np.ndarray:
-  """Puts the labels [rows,S,P] of the answer's pictures, which are the last ones of a view, to their positions [rows,L]."""
+def _wrong(modality: np.ndarray, pictures: np.ndarray, wrong: np.ndarray, first: bool) -> np.ndarray:
+  """Puts the labels [rows,S,P] of the answer's pictures, the first or the last ones of a view, to their positions [rows,L]."""
   out = np.full(modality.shape, np.nan, np.float32)
   for row, count in enumerate(pictures):
     if count:
-      out[row, np.flatnonzero(modality[row] == CODES)[-count * wrong.shape[2]:]] = wrong[row, :count].reshape(-1)
+      places, n = np.flatnonzero(modality[row] == CODES), count * wrong.shape[2]
+      out[row, places[:n] if first else places[-n:]] = wrong[row, :count].reshape(-1)
   return out
 
 

@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 
 import jax
 import jax.numpy as jnp
@@ -127,17 +126,6 @@ def test_metadata_is_plain_json(folder):
   assert json.loads((folder / '3' / 'meta' / 'metadata').read_text())['step'] == 3
   with pytest.raises(TypeError, match='cannot be kept'):
     Checkpoints(folder).save(make_state(4), data=object())
-
-
-def test_saving_two_megabytes_takes_a_fraction_of_a_second(tmp_path):
-  state = {'params': {'kernel': jnp.ones((512, 1024))}, 'step': jnp.asarray(0)}
-  checkpoints = Checkpoints(tmp_path)
-  seconds = []
-  for step in range(4):
-    start = time.monotonic()
-    checkpoints.save(state | {'step': jnp.asarray(step)})
-    seconds.append(time.monotonic() - start)
-  assert min(seconds) < 0.5  # about 0.08 s on a quiet machine
 
 
 RESHARD = """
