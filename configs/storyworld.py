@@ -70,10 +70,9 @@ def _tiny() -> ConfigDict:
       checkpoint_every=100, log_every=10))
 
   c.synthesize = ConfigDict(dict(
-      conversations=1000, window=500, rounds=dict(question=2, answer=2, image=2), text_temperature=0.5, image_temperature=1.0,
-      accept='gated', rate_finished=False,
-      turns=(1, 2), word_limits=dict(question=50, caption=65), retries=2, topics='', templates='', duplicate_similarity=0.9,
-      rows=128, rooms=dict(prompts=(48, 96, 224), short=56, long=144, critic=24, judged=(160,)),
+      conversations=1000, window=500, rounds=dict(question=2, answer=2, image=2), text_temperature=1.0, text_top_p=0.9,
+      image_temperature=1.0, accept='gated', rate_finished=False, word_limits=dict(question=50, caption=65),
+      retries=2, topics='', templates='', duplicate_similarity=0.9, rows=64, rooms=dict(prompts=(48, 96, 224), short=56, long=144, critic=24, judged=(160,)),
       shard_records=500))
 
   c.finetune = ConfigDict(dict(

@@ -115,7 +115,8 @@ def crew_of(run: Run, parts: Parts, method: seir.Method) -> Crew:
   judged = method.gated or config.rate_finished
   run.require('warmup', *(['judge'] if judged else []))
   rooms = Rooms(**config.rooms)
-  decoder = functools.partial(parts.decoder, text_temperature=config.text_temperature, image_temperature=config.image_temperature)
+  decoder = functools.partial(parts.decoder, text_temperature=config.text_temperature, text_top_p=config.text_top_p,
+                              image_temperature=config.image_temperature)
   writer = UnifiedWorker(decoder, parts.policy('writer'), parts.layout, seed=method.seed, rooms=rooms, rows=config.rows)
   judge = JudgeWorker(*parts.judge(), rows=config.rows, sizes=rooms.judged) if judged else None
   return Crew(writer, writer, writer, judge)

@@ -47,8 +47,8 @@ def run(run: Run) -> dict:
                       progress=run.reporter('tokenizer', 'record'))
   sample = pictures[:512]
   error = np.mean((parts.decode(parts.encode(sample)).astype(np.float32) - sample) ** 2) / 255 ** 2
-  return _flaws(run, parts) | {'text.size': parts.layout.tokenizer.size, 'image.pixel_error': error, 'image.psnr': -10 * np.log10(error)} | {
-      f'image.{name}': value for name, value in last.items()}
+  metrics = {'text.size': parts.layout.tokenizer.size, 'image.psnr': -10 * np.log10(error)}
+  return metrics | _flaws(run, parts) | {f'image.{name}': value for name, value in last.items()}
 
 
 def _flaws(run: Run, parts: Parts) -> dict[str, float]:
