@@ -70,10 +70,10 @@ def _tiny() -> ConfigDict:
       checkpoint_every=100, log_every=10))
 
   c.synthesize = ConfigDict(dict(
-      conversations=1000, window=500, rounds=dict(question=2, answer=2, image=2), text_temperature=1.0, text_top_p=0.9,
-      image_temperature=1.0, accept='gated', rate_finished=False, word_limits=dict(question=50, caption=65),
-      retries=2, topics='', templates='', duplicate_similarity=0.9, rows=64, rooms=dict(prompts=(48, 96, 224), short=56, long=144, critic=24, judged=(160,)),
-      shard_records=500))
+      conversations=1000, window=500, rounds=dict(question=2, answer=2, image=2), turns=(1, 2),
+      text_temperature=1.0, text_top_p=0.9, image_temperature=1.0, accept='gated', rate_finished=False,
+      word_limits=dict(question=50, caption=65), retries=2, topics='', templates='', duplicate_similarity=0.9,
+      rows=64, rooms=dict(prompts=(48, 96, 224), short=56, long=144, critic=24, judged=(160,)), shard_records=500))
 
   c.finetune = ConfigDict(dict(
       mix=dict(synthesized=0.6, understanding=0.15, text_to_image=0.25), steps=450, rows=12, row_length=256,

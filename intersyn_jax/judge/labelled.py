@@ -19,10 +19,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from intersyn_jax.data.storyworld import flaws, story
+from intersyn_jax.data.storyworld import flaws, language, story
 from intersyn_jax.data.storyworld.render import read, read_arrays
 from intersyn_jax.data.storyworld.score import Item, score_answers
-from intersyn_jax.data.storyworld.world import SIDE, SIZES
+from intersyn_jax.data.storyworld.world import SHAPES, SIDE, SIZES
 from intersyn_jax.errors import UserError
 from intersyn_jax.interleave.layout import Layout, TokenBatch, answer_of, prompt, tokenise
 from intersyn_jax.interleave.types import Conversation, Image, Segment, Text, Turn, images_of, steps_of, text_of
@@ -88,8 +88,9 @@ class Labelled:
     documents: one token document [T] each.
     whole: float32[N,4], labels 0-5.
     steps: float32[N,S,4], labels where there is one, else NaN.
-    wrong: float32[N,S,P], 1 at places of the answer's pictures that show another tile (size aside) than the gold answer's
-      picture of that step, 0 where the same, NaN where there is none: what only training uses.
+    places: float32[N,S,P,2], of the answer's pictures, what only training uses; NaN where unknown. First: 1 where the place
+      shows another tile (size aside) than the gold answer's picture of that step, 0 where the same. Second: 1 where an
+      object stands that the step's text names, else 0.
     asked_iq: float32[N], IQ of the whole as the scorer gives it: pictures that were asked for and are missing count as 0.
     questions: hash of each row's last question, and `pictures`, hashes of all pictures of its answer: for the leak check.
   """
@@ -99,7 +100,7 @@ class Labelled:
   documents: list[TokenBatch]
   whole: np.ndarray
   steps: np.ndarray
-  wrong: np.ndarray
+  places: np.ndarray
   asked_iq: np.ndarray
   questions: list[str]
   pictures: list[tuple[str, ...]]
@@ -292,35 +293,49 @@ def _label(corpus: Corpus, drafts: Sequence[_Draft]) -> Labelled:
   kept = [i for i, score in enumerate(scores) if score is not None]
   whole = np.array([scores[i].whole.values() for i in kept], np.float32).reshape(-1, 4)
   steps = np.full((len(kept), corpus.max_steps, 4), np.nan, np.float32)
-  wrong = np.full((len(kept), corpus.max_steps, corpus.layout.block.places), np.nan, np.float32)
+  places = np.full((len(kept), corpus.max_steps, corpus.layout.block.places, 2), np.nan, np.float32)
   asked_iq = whole[:, IQ].copy()
   for row, i in enumerate(kept):
     mine = quality[in_answer[i]]
     whole[row, IQ] = mine.mean() if len(mine) else 0.0
     steps[row, :len(mine[:corpus.max_steps]), IQ] = mine[:corpus.max_steps]
     gold = [of_image[id(image)] for image in drafts[i].gold]
-    steps_shown = [j for j, (_, image) in enumerate(steps_of(drafts[i].conversation.turns[-1].answer)) if image is not None]
-    for slot, (j, picture) in enumerate(zip(steps_shown, in_answer[i], strict=True)):
-      if slot < corpus.max_steps and j < len(gold):
-        wrong[row, slot] = tiles[picture] != tiles[gold[j]]
+    shown_with = [(j, text) for j, (text, image) in enumerate(steps_of(drafts[i].conversation.turns[-1].answer))
+                  if image is not None]
+    for slot, ((j, text), picture) in enumerate(zip(shown_with[:corpus.max_steps], in_answer[i], strict=False)):
+      if j < len(gold):
+        places[row, slot, :, 0] = tiles[picture] != tiles[gold[j]]
+      if text is not None:
+        places[row, slot, :, 1] = np.isin(tiles[picture], _named(text))
     if drafts[i].in_steps:
       _step_labels(drafts[i].conversation.turns[-1].answer, scores[i].steps, steps[row])
   return Labelled(
       [drafts[i].conversation.id for i in kept], [drafts[i].generator for i in kept], [drafts[i].document for i in kept],
-      whole, steps, wrong, asked_iq,
+      whole, steps, places, asked_iq,
       [hashlib.blake2b(repr(items[i].questions).encode(), digest_size=8).hexdigest() for i in kept],
       [tuple(hashes[j] for j in in_answer[i]) for i in kept])
 
 
 def _tiles(pictures: np.ndarray, jitter: int, places: int) -> np.ndarray:
-  """What stands at each place, int[n,P]: ground, and colour and shape of the cell that the place lies in."""
+  """What stands at each place, int[n,P]: 1 + colour * shapes + shape of the cell's object, or 1000 * (1 + ground) where none."""
   if not len(pictures):
     return np.zeros((0, places), int)
   ground, tile, _ = read_arrays(pictures, jitter)
-  kind = np.where(tile > 0, 1 + (tile - 1) // len(SIZES), 0) + 1000 * ground[:, None] * (tile == 0)
+  kind = np.where(tile > 0, 1 + (tile - 1) // len(SIZES), 1000 * (1 + ground[:, None]))
   side = int(round(places ** 0.5))
   at = np.arange(side) * SIDE // side
   return kind[:, (at[:, None] * SIDE + at[None, :]).reshape(-1)]
+
+
+def _named(text: str) -> list[int]:
+  """The objects that a text names, numbered as in `_tiles`; what is repainted or reshaped has its new name."""
+  names = {item.name for item in language.items_in(text)}
+  told = language.parse_telling(text)
+  if told is not None and told.kind == 'recolour':
+    names.add((told.facts['new'], told.facts['shape']))
+  if told is not None and told.kind == 'reshape':
+    names.add((told.facts['colour'], told.facts['new']))
+  return [1 + colour * len(SHAPES) + shape for colour, shape in names]
 
 
 def _step_labels(answer: Sequence[Segment], scores: Sequence, out: np.ndarray) -> None:

@@ -39,9 +39,10 @@ class Judge(nnx.Module):
 
   The backbone is the policy's: its hidden state at a position says what it expects next. The comparison multiplies that
   with what really stands next, through tables that start as the policy's own output heads, so that a sum over channels
-  is the logit of what was written. From there a fifth head says of every image position whether something is wrong at
-  that place; the labelled answers know it, and so many labels a picture teach binding of objects to places that a few
-  scores do not. The reader, layers of the judge's own, gathers all this up to where a score is read.
+  is the logit of what was written. From there two more heads say of every image position whether it shows something
+  wrong, and whether it shows what the text names; the labelled answers know both, and so many labels a picture teach
+  binding of objects to places and names that a few scores do not. The reader, layers of the judge's own, gathers all this
+  up to where a score is read.
   """
 
   def __init__(self, config: ModelConfig, reader: int, rngs: nnx.Rngs):
@@ -51,14 +52,15 @@ class Judge(nnx.Module):
     self.expected_code_embedding = param(rngs, (config.codebook, d), ('codes', 'embed'), normal(0.02))
     self.compare_kernel = param(rngs, (d, d), ('embed', 'mlp'), normal(0.02))
     self.compare_scale = param(rngs, (d,), ('width',), normal(0.1))
-    self.wrong_head = param(rngs, (d, 1), ('embed', 'width'), normal(0.02))
-    self.wrong_embedding = param(rngs, (1, d), ('width', 'embed'), normal(0.1))
+    self.place_head = param(rngs, (d, 2), ('embed', 'width'), normal(0.02))
+    self.found_embedding = param(rngs, (2, d), ('width', 'embed'), normal(0.1))
     self.reader = Trunk(dataclasses.replace(config.trunk, layers=reader), rngs)
     self.score_head = param(rngs, (d, n * TOP), ('embed', 'width'), normal(0.02))
     self.score_bias = param(rngs, (n * TOP,), ('width',), constant(0.0))
 
   def __call__(self, batch: TokenBatch) -> tuple[jax.Array, jax.Array]:
-    """Packed rows in; hidden states [B,T,d] for `logits` out, and logits float32[B,T] of "wrong here" (image positions)."""
+    """Packed rows in; hidden states [B,T,d] for `logits` out, and logits float32[B,T,2] of "wrong" and "named", which
+    image positions alone have."""
     hidden = self.backbone(batch)
     dtype = hidden.dtype
     words = self.expected_text_embedding[...].astype(dtype)[batch.text]
@@ -68,10 +70,10 @@ class Judge(nnx.Module):
     product = jnp.where((batch.position > 0)[..., None], before * written, 0)
     fit = jnp.sum(product, axis=-1, keepdims=True) * self.compare_scale[...].astype(dtype)
     x = hidden + project(product, self.compare_kernel) + fit
-    wrong = (x @ self.wrong_head[...].astype(dtype)).astype(jnp.float32)
+    found = (x @ self.place_head[...].astype(dtype)).astype(jnp.float32)
     here = (batch.modality == CODES)[..., None]
-    x = x + jnp.where(here, jax.nn.sigmoid(wrong), 0).astype(dtype) * self.wrong_embedding[...].astype(dtype)
-    return self.reader(x, batch.position, same_document(batch.document)), wrong[..., 0]
+    x = x + jnp.where(here, jax.nn.sigmoid(found), 0).astype(dtype) @ self.found_embedding[...].astype(dtype)
+    return self.reader(x, batch.position, same_document(batch.document)), found
 
   def logits(self, hidden: jax.Array) -> jax.Array:
     """Cumulative logits [...,4,K] in float32 of hidden states [...,d]: the k-th is that of "above k"."""

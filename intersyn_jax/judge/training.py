@@ -34,7 +34,7 @@ class Examples:
 
   Attributes:
     text, codes, modality, forced: of all documents, one after the other: int32[all], int32[all,D], ...
-    wrong: float32[all], 1 at image positions of the answer where something is wrong, 0 where nothing is, NaN elsewhere.
+    found: float32[all,2], labels of image positions of the answer (`Labelled.places`), NaN elsewhere.
     start, length: int64[n], where each document lies.
     dimension: int8[n].
     places, labels: int32[n,S+1] and float32[n,S+1]: where steps and the whole (last) are read, and their labels; NaN
@@ -45,7 +45,7 @@ class Examples:
   codes: np.ndarray
   modality: np.ndarray
   forced: np.ndarray
-  wrong: np.ndarray
+  found: np.ndarray
   start: np.ndarray
   length: np.ndarray
   dimension: np.ndarray
@@ -83,25 +83,29 @@ def examples(judge: SynJudge, labelled: Labelled) -> Examples:
         places = np.concatenate([np.maximum(view.ends, 0), view.end[:, None]], axis=1)
       used &= np.isfinite(labels).any(axis=1)
       filled = (view.tokens.document > 0) & used[:, None]
-      # IQ cannot know what was asked for, and in TCC there are no pictures.
-      wrong = _wrong(
-          view.tokens.modality, seen.present[..., IQ].sum(1), labelled.wrong[chunk], dimension == ITS) if dimension in (ICC, ITS) \
-          else np.full(filled.shape, np.nan, np.float32)
+      found = _found(view.tokens.modality, seen.present[..., IQ].sum(1), labelled.places[chunk], dimension)
       for part, value in zip(parts, (
           view.tokens.text[filled], view.tokens.codes[filled], view.tokens.modality[filled], view.tokens.forced[filled],
-          wrong[filled], filled.sum(1)[used], np.full(used.sum(), dimension, np.int8), places[used], labels[used]), strict=True):
+          found[filled], filled.sum(1)[used], np.full(used.sum(), dimension, np.int8), places[used], labels[used]), strict=True):
         part.append(value)
-  text, codes, modality, forced, wrong, length, dimension, places, labels = (np.concatenate(p) for p in parts)
-  return Examples(text, codes, modality, forced, wrong, np.cumsum(length) - length, length, dimension, places, labels)
+  text, codes, modality, forced, found, length, dimension, places, labels = (np.concatenate(p) for p in parts)
+  return Examples(text, codes, modality, forced, found, np.cumsum(length) - length, length, dimension, places, labels)
 
 
-def _wrong(modality: np.ndarray, pictures: np.ndarray, wrong: np.ndarray, first: bool) -> np.ndarray:
-  """Puts the labels [rows,S,P] of the answer's pictures, the first or the last ones of a view, to their positions [rows,L]."""
-  out = np.full(modality.shape, np.nan, np.float32)
+def _found(modality: np.ndarray, pictures: np.ndarray, places: np.ndarray, dimension: int) -> np.ndarray:
+  """Puts the labels [rows,S,P,2] of the answer's pictures to their positions [rows,L,2] of a view.
+
+  "Wrong" goes to ICC, where the pictures of the answer come last, "named" to ITS, where they come first; IQ can know
+  neither, and TCC has no pictures.
+  """
+  out = np.full((*modality.shape, 2), np.nan, np.float32)
+  if dimension not in (ICC, ITS):
+    return out
+  column = 0 if dimension == ICC else 1
   for row, count in enumerate(pictures):
     if count:
-      places, n = np.flatnonzero(modality[row] == CODES), count * wrong.shape[2]
-      out[row, places[:n] if first else places[-n:]] = wrong[row, :count].reshape(-1)
+      at, n = np.flatnonzero(modality[row] == CODES), count * places.shape[2]
+      out[row, at[-n:] if dimension == ICC else at[:n], column] = places[row, :count, :, column].reshape(-1)
   return out
 
 
@@ -133,12 +137,12 @@ class Batch:
   """R packed rows. Readouts belong to their row, so that rows can be spread over devices.
 
   Attributes:
-    tokens: [R,T]. wrong: float32[R,T], as in Examples.
+    tokens: [R,T]. found: float32[R,T,2], as in Examples.
     dimension: int32[R,M] of each readout. place: int32[R,M]. label: float32[R,M], NaN for none.
   """
 
   tokens: TokenBatch
-  wrong: np.ndarray
+  found: np.ndarray
   dimension: np.ndarray
   place: np.ndarray
   label: np.ndarray
@@ -158,7 +162,7 @@ def batches(data: Examples, chance: np.ndarray, *, rows: int, length: int, seed:
     dimension, place = np.zeros((rows, most), np.int32), np.zeros((rows, most), np.int32)
     label = np.full((rows, most), np.nan, np.float32)
     used, count = np.zeros(rows, int), np.zeros(rows, int)
-    wrong = np.full((rows, length), np.nan, np.float32)
+    found = np.full((rows, length, 2), np.nan, np.float32)
     misses = 0
     while misses < 8:
       for i in np.minimum(np.searchsorted(edges, rng.random(32)), len(edges) - 1):
@@ -171,14 +175,14 @@ def batches(data: Examples, chance: np.ndarray, *, rows: int, length: int, seed:
         here, there = slice(used[row], used[row] + n), slice(data.start[i], data.start[i] + n)
         tokens.text[row, here], tokens.codes[row, here] = data.text[there], data.codes[there]
         tokens.modality[row, here], tokens.forced[row, here] = data.modality[there], data.forced[there]
-        wrong[row, here] = data.wrong[there]
+        found[row, here] = data.found[there]
         tokens.document[row, here], tokens.position[row, here] = count[row] // slots + 1, np.arange(n)
         spot = slice(count[row], count[row] + slots)
         dimension[row, spot], place[row, spot] = data.dimension[i], used[row] + data.places[i]
         label[row, spot] = data.labels[i]
         used[row] += n
         count[row] += slots
-    return Batch(tokens, wrong, dimension, place, label)
+    return Batch(tokens, found, dimension, place, label)
 
   return batch
 
@@ -193,21 +197,21 @@ def _empty(rows: int, length: int, depth: int) -> TokenBatch:
 
 def loss_of(definition: Definition) -> Callable[[Params, Batch, jax.Array], dict[str, tuple[jax.Array, jax.Array]]]:
   """Loss (params, batch, key) -> {name: (sum, denominator)}: `loss` over all readouts, one part for each dimension,
-  and `wrong`, over image positions of answers."""
+  and `places`, over image positions of answers."""
 
   def loss(params: Params, batch: Batch, key: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
     del key
     judge = definition.bind(params)
-    hidden, wrong = judge(batch.tokens)
+    hidden, found = judge(batch.tokens)
     hidden = jnp.take_along_axis(hidden, batch.place[..., None], axis=1)
     logits = jnp.take_along_axis(judge.logits(hidden), batch.dimension[..., None, None], axis=2)[..., 0, :]
     real = jnp.isfinite(batch.label)
     cost = jnp.where(real, cross_entropy(logits, jnp.where(real, batch.label, 0.0)), 0.0)
-    labelled = jnp.isfinite(batch.wrong)
-    binary = jax.nn.softplus(wrong) - jnp.where(labelled, batch.wrong, 0.0) * wrong
+    labelled = jnp.isfinite(batch.found)
+    binary = jax.nn.softplus(found) - jnp.where(labelled, batch.found, 0.0) * found
     part = lambda where: (jnp.sum(jnp.where(where, cost, 0.0)), jnp.sum(where & real).astype(jnp.float32))
     return {'loss': part(True)} | {name: part(batch.dimension == i) for i, name in enumerate(DIMENSIONS)} | {
-        'wrong': (jnp.sum(jnp.where(labelled, binary, 0.0)), jnp.sum(labelled).astype(jnp.float32))}
+        'places': (jnp.sum(jnp.where(labelled, binary, 0.0)), jnp.sum(labelled).astype(jnp.float32))}
 
   return loss
 

@@ -28,16 +28,17 @@ SCATTER = 400
 def run(run: Run) -> dict:
   parts, section = Parts(run), run.config.judge
   policy = parts.policy(section.init)
-  train, test = _labelled(run, parts, policy)
+  train, test = _labelled(run, parts)
   judge = model.SynJudge.of(parts.model_config, parts.layout, section)
   params = _train(run, parts, judge, policy, train)
   return _measure(run, judge, params, train, test)
 
 
-def _labelled(run: Run, parts: Parts, policy: Params) -> tuple[Labelled, Labelled]:
-  """Training and test rows. The later policy answers test questions only."""
+def _labelled(run: Run, parts: Parts) -> tuple[Labelled, Labelled]:
+  """Training and test rows. The student's early answers are in both, those of the later policy in the test alone."""
   data, section = run.config.data, run.config.judge
-  samplers = {'sampled': _sampler(run, parts, policy), 'later_policy': _sampler(run, parts, parts.policy('warmup_long'))}
+  samplers = {name: _sampler(run, parts, parts.policy(policy))
+              for name, policy in (('sampled', 'warmup'), ('later_policy', 'warmup_long'))}
   corpus = Corpus(
       parts.layout, parts.encode, parts.decode, samplers, pixels=data.pixels, jitter=data.jitter, objects=data.objects,
       steps=data.steps, turns=data.turns, seed=run.config.seed, max_steps=section.max_steps, held_out=section.held_out)
@@ -81,7 +82,7 @@ def _train(run: Run, parts: Parts, judge: model.SynJudge, policy: Params, train:
   params = jax.device_put(start, judge.definition.shardings(parts.mesh))
   optimizer = make_optimizer(OptimizerConfig(**section.optimizer), section.steps)
   step = loop.make_step(training.loss_of(judge.definition), optimizer,
-                        weights={'loss': 1.0, 'wrong': section.place_weight})
+                        weights={'loss': 1.0, 'places': section.place_weight})
   saved = checkpoints.Checkpoints(run.directory('judge') / 'checkpoints', identity=run.config_hash('judge'))
   with run.metrics('judge', saved.latest() or -1) as writer:
     state, _ = loop.fit(

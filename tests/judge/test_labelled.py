@@ -107,7 +107,8 @@ def test_step_labels_stand_where_the_views_count(corpus):
   nan = np.nan
   np.testing.assert_allclose(found.steps[0], [[5, 5, 5, nan], [nan, 5, 5, 5], [nan] * 4])
   np.testing.assert_allclose(found.whole[0], [2.5, 5, 5, 2.5])
-  assert not found.wrong[0, :2].any() and np.isnan(found.wrong[0, 2]).all()
+  assert not found.places[0, :2, :, 0].any() and np.isnan(found.places[0, 2]).all()
+  assert np.isnan(found.places[0, 0, :, 1]).all() and 1 <= found.places[0, 1, :, 1].sum() <= 3
 
 
 def test_wrong_places_are_those_of_the_changed_object(corpus):
@@ -119,16 +120,18 @@ def test_wrong_places_are_those_of_the_changed_object(corpus):
   labelled._encode(corpus, [draft])
   draft.document = layout.tokenise(draft.conversation, corpus.layout)
   found = labelled._label(corpus, [draft])
-  assert found.wrong[0, 0].sum() == 2  # where it stands and where it should
+  assert found.places[0, 0, :, 0].sum() == 2  # where it stands and where it should
+  assert found.places[0, 0, :, 1].sum() >= 1
   judge = model.SynJudge.of(ModelConfig(TrunkConfig(32, 1, 2, 2, 16, 64), corpus.layout.tokenizer.size, 16, 1, CODEBOOK),
                             corpus.layout, dict(layers=1, reader=1, widths=dict(tcc=160, icc=240, its=300), max_steps=3))
   data = training.examples(judge, found)
   codes = data.modality == layout.CODES
   for dimension, count in ((TCC, 0), (IQ, 0), (ICC, 16), (ITS, 16)):
     mine = slice(*(data.start[data.dimension == dimension][0] + (0, data.length[data.dimension == dimension][0])))
-    assert np.isfinite(data.wrong[mine]).sum() == count
+    assert np.isfinite(data.found[mine]).sum() == count
     if count:
-      np.testing.assert_array_equal(data.wrong[mine][codes[mine]], found.wrong[0, 0])
+      column = 0 if dimension == ICC else 1
+      np.testing.assert_array_equal(data.found[mine][codes[mine], column], found.places[0, 0, :, column])
 
 
 def test_iq_of_the_whole_is_of_the_pictures_that_are_there(corpus):
@@ -162,12 +165,12 @@ def test_a_judge_learns_that_damage_costs(corpus, sides):
   optimizer = make_optimizer(OptimizerConfig(name='adamw', learning_rate=5e-3, b2=0.98), 60)
   params = judge.definition.init(jax.random.key(0), small.one_device())
   params = model.with_prior(params, [data.labels[data.dimension == i] for i in range(4)])
-  step = loop.make_step(training.loss_of(judge.definition), optimizer, weights={'loss': 1.0, 'wrong': 1.0})
+  step = loop.make_step(training.loss_of(judge.definition), optimizer, weights={'loss': 1.0, 'places': 1.0})
   state, last = loop.fit(step, loop.init_state(params, optimizer),
                          loop.Indexed(batch), steps=60, seed=0)
   whole, steps, valid = training.judge_all(judge, state['params'], train, rows=32)
   assert valid.mean() > 0.95 and whole.shape == (len(train), 4) and steps.shape == (len(train), 3, 4)
-  assert set(last) >= {'loss', 'tcc', 'icc', 'iq', 'its', 'wrong'}
+  assert set(last) >= {'loss', 'tcc', 'icc', 'iq', 'its', 'places'}
   seen = train.whole[:, IQ] > 0
   bad, good = seen & (train.whole[:, IQ] < 3.5), seen & (train.whole[:, IQ] > 4.5)
   assert whole[bad, IQ].mean() < whole[good, IQ].mean() - 0.3
