@@ -57,9 +57,9 @@ def _tiny() -> ConfigDict:
       mix=dict(interleaved=0.25, understanding=0.2, text_to_image=0.55), steps=800, rows=12, row_length=192,
       micro_batches=1, null_prompt_rate=0.1, optimizer=_optimizer(), checkpoint_every=250, log_every=10,
       # The control `warmup_long`: warm-up gone on for as long as `finetune` and `grpo` take together.
-      long_steps=1000))
+      long_steps=1900))
   c.writer = ConfigDict(dict(
-      mix=dict(roles=0.5, roles_interleaved=0.25, text_to_image=0.25), steps=1400, rows=12, row_length=256,
+      mix=dict(roles=0.5, roles_interleaved=0.25, text_to_image=0.25), steps=1100, rows=12, row_length=256,
       micro_batches=1, null_prompt_rate=0.1, optimizer=_optimizer(), checkpoint_every=250, log_every=10))
 
   # Views of one answer are documents of their own; `widths` is what they may take when a whole row is judged.

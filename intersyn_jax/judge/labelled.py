@@ -329,7 +329,7 @@ def _tiles(pictures: np.ndarray, jitter: int, places: int) -> np.ndarray:
 
 def _named(text: str) -> list[int]:
   """The objects that a text names, numbered as in `_tiles`; what is repainted or reshaped has its new name."""
-  names = {item.name for item in language.items_in(text)}
+  names = {item.name for item in language.items_in(language.normalise(text))}
   told = language.parse_telling(text)
   if told is not None and told.kind == 'recolour':
     names.add((told.facts['new'], told.facts['shape']))

@@ -30,13 +30,13 @@ CHANGING = ('seconds', 'finished', 'peak_rss_mib')
 
 KILLS = {
     'data': (('', 0.3),),
-    'tokenizer': (('text.json', 0.5), ('checkpoints/100', 0.0)),
-    'warmup': (('checkpoints/10', 0.2), ('long/checkpoints/10', 0.0), ('writer/metrics.jsonl', 0.5)),
-    'judge': (('', 1.0), ('checkpoints/5', 0.1)),
-    'synthesize': (('windows', 0.0), ('windows/window-*', 0.2)),
+    'tokenizer': (('checkpoints/100', 0.1),),
+    'warmup': (('checkpoints/10', 0.0), ('writer/checkpoints/10', 0.2)),
+    'judge': (('checkpoints/5', 0.1),),
+    'synthesize': (('windows/window-*', 0.2),),
     'finetune': (('checkpoints/10', 0.0),),
-    'grpo': (('', 1.5), ('checkpoints/2', 0.1)),
-    'evaluate': (('answers/warmup.sampled.npz', 0.1), ('answers/warmup_long.skills.json', 0.0)),
+    'grpo': (('checkpoints/2', 0.3),),
+    'evaluate': (('answers/warmup.sampled.npz', 0.2),),
     'report': (('', 0.0),),
 }
 """When a stage is killed: this path in its folder is there, and so many seconds have gone since."""
