@@ -73,6 +73,7 @@ def _sampler(run: Run, parts: Parts, params: Params) -> labelled.Sampler:
 
 def _train(run: Run, parts: Parts, judge: model.SynJudge, policy: Params, train: Labelled) -> Params:
   section = run.config.judge
+  sharding.check_rows(parts.mesh, section.rows, 'judge.rows')
   data = training.examples(judge, train)
   batch = training.batches(data, training.chances(data, section.dimension_weights, section.balance),
                            rows=section.rows, length=section.row_length, seed=run.config.seed)

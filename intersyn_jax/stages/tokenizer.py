@@ -84,6 +84,7 @@ def _pictures(run: Run, splits) -> np.ndarray:
 
 def _train_images(run: Run, parts: Parts, pictures: np.ndarray) -> dict[str, float]:
   image, seed = run.config.image, run.config.data.seed
+  sharding.check_rows(parts.mesh, image.batch, 'image.batch')
   training = image_tokenizer.ImageTraining(steps=image.steps, autoencoder=image.autoencoder, batch=image.batch)
   optimizer = make_optimizer(OptimizerConfig(learning_rate=image.learning_rate, schedule='cosine', warmup=20, floor=0.02,
                                              b2=0.99), image.steps)

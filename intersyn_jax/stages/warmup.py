@@ -53,6 +53,7 @@ def train(run: Run, parts: Parts, section: Mapping, label: str, folder: epath.Pa
     The last metrics.
   """
   steps = section.steps if steps is None else steps
+  sharding.check_rows(parts.mesh, section.rows, f'{label.split("_")[0]}.rows')
   found = {split: sources[split] if sources and split in sources else parts.conversations(split)
            for split, weight in section.mix.items() if weight}
   for split in [split for split, conversations in found.items() if not len(conversations)]:

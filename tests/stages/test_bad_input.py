@@ -7,7 +7,7 @@ import pytest
 from intersyn_jax import __main__ as cli
 
 SMALL = ('--config=configs/storyworld.py:smoke', '--config.image.steps=40', '--config.image.autoencoder=10',
-         '--config.image.pictures=64', '--config.warmup.steps=2')
+         '--config.image.pictures=64', '--config.warmup.steps=2', '--config.warmup.rows=8')
 
 
 def _run(stage, workdir, *flags):
@@ -52,14 +52,23 @@ def test_a_corrupt_shard_is_named(folder, capsys):
 
 
 def test_a_truncated_checkpoint_is_named(folder, capsys):
-  checkpoint = sorted((folder / 'tokenizer' / 'checkpoints').rglob('*'), key=lambda p: p.stat().st_size if p.is_file() else 0)[-1]
-  whole = checkpoint.read_bytes()
+  """The stage was killed before its summary; what it would go on from is damaged."""
+  files = [path for path in (folder / 'tokenizer' / 'checkpoints').rglob('*') if path.is_file()]
+  checkpoint = max(files, key=lambda path: path.stat().st_size)
+  whole, summary = checkpoint.read_bytes(), (folder / 'tokenizer' / 'summary.json').read_text()
   try:
+    (folder / 'tokenizer' / 'summary.json').unlink()
     checkpoint.write_bytes(whole[:-100])
-    line = _mistake(capsys, 'warmup', folder)
+    line = _mistake(capsys, 'tokenizer', folder)
     assert checkpoint.name in line and 'delete' in line
   finally:
     checkpoint.write_bytes(whole)
+    (folder / 'tokenizer' / 'summary.json').write_text(summary)
+
+
+def test_rows_that_do_not_divide_among_devices(folder, capsys):
+  line = _mistake(capsys, 'warmup', folder, '--config.warmup.rows=4')
+  assert 'rows' in line and '8' in line
 
 
 def test_own_data_that_is_no_data(tmp_path, capsys):

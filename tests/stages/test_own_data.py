@@ -71,7 +71,7 @@ def test_the_loss_falls(run):
   summary, rows = run.summary('warmup'), read_rows(run.workdir / 'warmup' / 'metrics.jsonl')
   assert summary['student.documents'] == 11 and summary['student.too_long'] == 0
   assert rows[-1]['step'] == 30
-  assert rows[-1]['loss'] < 0.6 * rows[0]['loss']
+  assert rows[-1]['loss'] < 0.8 * rows[0]['loss']
 
 
 def test_policies_of_no_steps_are_left_out(run):
