@@ -41,7 +41,7 @@ KILLS = {
 }
 """When a stage is killed: this path in its folder is there, and so many seconds have gone since."""
 
-PATIENCE = 240
+PATIENCE = 600
 
 
 class Killed:
