@@ -66,7 +66,7 @@ def _tiny() -> ConfigDict:
   c.judge = ConfigDict(dict(
       layers=3, reader=1, answers=6000, test_answers=1600, held_out=0.15, steps=500, rows=24, row_length=304,
       widths=dict(tcc=176, icc=256, its=304), max_steps=3, init='writer', dimension_weights=(1.0, 1.4, 0.6, 1.4),
-      balance=0.5, place_weight=4.0, optimizer=_optimizer(learning_rate=0.01, adam_learning_rate=2e-3), bootstrap=200,
+      balance=0.15, place_weight=4.0, optimizer=_optimizer(learning_rate=0.01, adam_learning_rate=2e-3), bootstrap=200,
       checkpoint_every=100, log_every=10))
 
   c.synthesize = ConfigDict(dict(

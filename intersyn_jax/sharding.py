@@ -96,9 +96,3 @@ def check_rows(mesh: Mesh, rows_: int, field: str) -> None:
   """Raises UserError where a batch of `rows_` rows, from config `field`, does not divide among the devices."""
   if rows_ % row_multiple(mesh):
     raise UserError(f'config.{field} is {rows_}; the rows divide among {row_multiple(mesh)} devices, make it a multiple')
-
-
-def put_rows(mesh: Mesh, tree: Any) -> Any:
-  """Moves host arrays, this process' share of the rows, onto the mesh."""
-  sharding = rows(mesh)
-  return jax.tree.map(lambda a: jax.make_array_from_process_local_data(sharding, np.asarray(a)), tree)

@@ -41,7 +41,7 @@ def test_specs_follow_the_table():
 def test_rows_are_spread_over_replica_and_fsdp():
   mesh = sharding.make_mesh({'replica': 2, 'fsdp': 2, 'tensor': 2})
   assert sharding.row_multiple(mesh) == 4
-  tree = sharding.put_rows(mesh, {'a': np.arange(8).reshape(8, 1), 'b': np.arange(4)})
+  tree = jax.device_put({'a': np.arange(8).reshape(8, 1), 'b': np.arange(4)}, sharding.rows(mesh))
   assert {s.data.shape for s in tree['a'].addressable_shards} == {(2, 1)}
   np.testing.assert_array_equal(tree['a'][:, 0], np.arange(8))
   assert sharding.replicated(mesh).is_fully_replicated

@@ -93,19 +93,16 @@ def examples(judge: SynJudge, labelled: Labelled) -> Examples:
 
 
 def _found(modality: np.ndarray, pictures: np.ndarray, places: np.ndarray, dimension: int) -> np.ndarray:
-  """Puts the labels [rows,S,P,2] of the answer's pictures to their positions [rows,L,2] of a view.
+  """Puts the labels [rows,S,P,2] of the answer's pictures, the last ones of a view, to their positions [rows,L,2].
 
-  "Wrong" goes to ICC, where the pictures of the answer come last, "named" to ITS, where they come first; IQ can know
-  neither, and TCC has no pictures.
+  "Wrong" goes to ICC and ITS, "named" to ITS; IQ can know neither, and TCC has no pictures.
   """
   out = np.full((*modality.shape, 2), np.nan, np.float32)
-  if dimension not in (ICC, ITS):
-    return out
-  column = 0 if dimension == ICC else 1
-  for row, count in enumerate(pictures):
+  known = {ICC: 1, ITS: 2}.get(dimension, 0)
+  for row, count in enumerate(pictures if known else ()):
     if count:
-      at, n = np.flatnonzero(modality[row] == CODES), count * places.shape[2]
-      out[row, at[-n:] if dimension == ICC else at[:n], column] = places[row, :count, :, column].reshape(-1)
+      at = np.flatnonzero(modality[row] == CODES)[-count * places.shape[2]:]
+      out[row, at, :known] = places[row, :count, :, :known].reshape(-1, known)
   return out
 
 

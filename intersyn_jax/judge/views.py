@@ -1,12 +1,11 @@
 """What each score may see: four views of an answer, cut out of token rows under jit (DESIGN 8).
 
 TCC reads the text of context and answer; ICC the context and the pictures of the answer; IQ each picture alone; ITS
-everything, the answer before the context: whether a step's text and picture agree is told by the step itself, and is learnt
-sooner where no question stands before it; the whole, which is read last, has seen both. A view is moved together to the
-left, its positions count from 0 and it ends with one `</s>` of its own, so nothing of what it may not see is left in it: no
-id, no place, no length. Two consequences: the answer's own `</s>` is in no view, and tags go with their modality (`<think>`
-with text, `<vis>` with pictures and only into ITS, which needs the pairing). Steps of TCC are counted by `<think>` alone, of
-ICC and IQ by pictures alone, of ITS by the grammar; in an answer that keeps the format these are the same steps.
+everything. A view is moved together to the left, its positions count from 0 and it ends with one `</s>` of its own, so
+nothing of what it may not see is left in it: no id, no place, no length. Two consequences: the answer's own `</s>` is
+in no view, and tags go with their modality (`<think>` with text, `<vis>` with pictures and only into ITS, which needs the
+pairing). Steps of TCC are counted by `<think>` alone, of ICC and IQ by pictures alone, of ITS by the grammar; in an answer
+that keeps the format these are the same steps.
 
 Letters: B rows, T positions, L positions of a view, S steps at most, D codes per image position.
 """
@@ -113,14 +112,11 @@ def _parts(batch: TokenBatch, layout: Layout) -> _Parts:
   return _Parts(context, answer & plain, answer & think, vis, block, begin & block, answer)
 
 
-def _cut(batch: TokenBatch, visible: jax.Array, late: jax.Array, slot: jax.Array, width: int, steps: int,
-         layout: Layout) -> View:
-  """Moves the visible positions to the left, those of `late` behind the others, adds `</s>`, and finds where each step
-  (`slot`, -1 for none) ends."""
+def _cut(batch: TokenBatch, visible: jax.Array, slot: jax.Array, width: int, steps: int, layout: Layout) -> View:
+  """Moves the visible positions to the left, adds `</s>`, and finds where each step (`slot`, -1 for none) ends."""
   rows, t = visible.shape
-  early = jnp.cumsum(visible & ~late, axis=1)
-  target = jnp.where(late, early[:, -1:] + jnp.cumsum(visible & late, axis=1), early) - 1
-  count = jnp.sum(visible, axis=1)
+  target = jnp.cumsum(visible, axis=1) - 1
+  count = target[:, -1] + 1
   source = jnp.zeros((rows, width), jnp.int32).at[
       jnp.arange(rows)[:, None], jnp.where(visible, target, width)].set(jnp.arange(t), mode='drop')
   place = jnp.arange(width)
@@ -179,12 +175,11 @@ def build(batch: TokenBatch, layout: Layout, widths: Widths, max_steps: int) -> 
   step = grammar.parse(alone, layout, max_steps).step
 
   spoken = parts.context & (batch.modality == TEXT) & ~parts.block & ~parts.vis
-  cut = lambda visible, slot, width, late=False: _cut(
-      batch, visible, jnp.broadcast_to(late, visible.shape), slot, width, max_steps, layout)
+  cut = lambda visible, slot, width: _cut(batch, visible, slot, width, max_steps, layout)
   tcc = cut(spoken | parts.words | parts.think, text_slot, widths.tcc)
   icc = cut(parts.context | answer_block, image_slot, widths.icc)
   every = parts.words | parts.think | (parts.vis & parts.answer) | answer_block
-  its = cut(parts.context | every, jnp.where(every, step, -1), widths.its, late=parts.context)
+  its = cut(parts.context | every, jnp.where(every, step, -1), widths.its)
   iq = _pictures(batch, answer_start, image_slot, max_steps, layout)
 
   has = lambda where, slot: jnp.any(where[:, None, :] & (slot[:, None, :] == jnp.arange(max_steps)[:, None]), axis=-1)

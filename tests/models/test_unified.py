@@ -170,7 +170,7 @@ def test_sharded_equals_unsharded():
   one, gradient = jax.device_get(run(params, batch))
   mesh = sharding.make_mesh({'fsdp': 2, 'tensor': 4})
   spread = jax.device_put(jax.device_get(params), definition.shardings(mesh))
-  eight, other = run(spread, sharding.put_rows(mesh, batch))
+  eight, other = run(spread, jax.device_put(batch, sharding.rows(mesh)))
   np.testing.assert_allclose(one, eight, rtol=1e-5)
   for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(jax.device_get(other)), strict=True):
     np.testing.assert_allclose(a, b, atol=1e-4 * max(1, np.abs(a).max()))
