@@ -8,9 +8,11 @@ CONFIG ?= configs/storyworld.py:tiny
 WORKDIR ?= runs/tiny
 ARGS ?=
 TESTS ?= tests
-export PYTHON VENV
+# Large pages for large arrays, see launch/local.sh.
+GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+export PYTHON VENV GLIBC_TUNABLES
 
-.PHONY: run test test-peers lint clean
+.PHONY: run test test-peers test-aot lint clean
 
 run:
 	@launch/local.sh run --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)
@@ -18,7 +20,7 @@ run:
 # Two workers: compilation is mostly one thread, and a file stays in one worker so that its fixtures are made once.
 test:
 	@launch/local.sh install test
-	@$(VENV)/bin/python -m pytest -q -n 2 --dist=loadfile -m 'not slow' --ignore=tests/peers $(TESTS)
+	@$(VENV)/bin/python -m pytest -q -n 2 --dist=loadfile -m 'not slow' --ignore=tests/peers --ignore=tests/aot $(TESTS)
 
 # Comparisons with other libraries; pytest fails where it finds no test, so that an empty folder is told before.
 test-peers:
@@ -28,6 +30,11 @@ else
 	@launch/local.sh install test,peers
 	@$(VENV)/bin/python -m pytest -q -m 'not slow' tests/peers
 endif
+
+# Programs for TPU pods, compiled ahead of time with libtpu; no TPU is needed.
+test-aot:
+	@launch/local.sh install test,tpu
+	@$(VENV)/bin/python -m pytest -q tests/aot
 
 lint:
 	@launch/local.sh install test

@@ -48,9 +48,9 @@ def _tiny() -> ConfigDict:
       dtype='float32', mix=4, image_head='flat'))
 
   c.decode = ConfigDict(dict(
-      rows=128, max_positions=128, max_images=3,
-      text_temperature=1.0, text_top_k=0, text_top_p=1.0,
-      image_temperature=1.0, image_top_k=0, image_top_p=1.0, guidance=1.0))
+      rows=128, max_positions=128, max_images=3, min_steps=0, max_steps=0, stop=('</s>',), stop_after_images=False, chunk=0,
+      text_temperature=1.0, text_top_k=0, text_top_p=1.0, text_repetition=1.0,
+      image_temperature=1.0, image_top_k=0, image_top_p=1.0, guidance=1.0, image_guidance=0.0))
 
   # Supervised stages. `mix` weighs documents; `row_length` is T of a packed row.
   c.warmup = ConfigDict(dict(
@@ -64,7 +64,7 @@ def _tiny() -> ConfigDict:
 
   # Views of one answer are documents of their own; `widths` is what they may take when a whole row is judged.
   c.judge = ConfigDict(dict(
-      layers=3, reader=1, answers=6000, test_answers=1600, held_out=0.15, steps=500, rows=24, row_length=304,
+      layers=3, reader=1, answers=10000, test_answers=1600, held_out=0.15, steps=800, rows=24, row_length=304,
       widths=dict(tcc=176, icc=256, its=304), max_steps=3, init='writer', dimension_weights=(1.0, 1.4, 0.6, 1.4),
       balance=0.15, place_weight=4.0, optimizer=_optimizer(learning_rate=0.01, adam_learning_rate=2e-3), bootstrap=200,
       checkpoint_every=100, log_every=10))

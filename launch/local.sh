@@ -51,5 +51,7 @@ if [[ ${1:-} == install ]]; then
   install "$(machine),${2:-}"
 else
   install "$(machine)"
+  # glibc gives large pages to large arrays: on a CPU a quarter of the time goes to page faults otherwise.
+  export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
   exec "$venv/bin/python" -m intersyn_jax "$@"
 fi

@@ -1,19 +1,21 @@
-"""The interleaved decoder: prompts in, completions of text and images out, one jitted and sharded function (DESIGN 6).
+"""The interleaved decoder: prompts in, completions of text and images out, jitted and sharded (DESIGN 6).
 
 Every row is a state machine of its own: it writes text, or stands at place k of the image block's template, and rows of
-one batch stand in different places at the same step. All rows write the same cache place at a step, because prompts are
-padded on the left. With guidance every row is a pair (conditional, null) of neighbouring rows of the cache; both read
-the codes that the pair has drawn. The null row sees the null prompt and what follows the begin token of its current
-image, nothing else: it starts anew at every image.
+one batch stand in different places at the same step. The cache is aligned on the right: whatever their lengths, all rows
+have written last to the same place, so that a step writes one column, new rows enter by having their prompt end there,
+and what is older than the longest row can be cut off.
 
-Letters: P prompts, G completions of each, R = P G rows, W rows of the cache of one row (2 with guidance, else 1), T prompt
-positions, M completion positions, S = T + M cache places, D codes per image position, V vocabulary, d model width.
+With guidance a row has further branches, neighbouring rows of the cache that read the codes it draws. The null branch
+sees the null prompt and what follows the begin token of its current image, nothing else: it starts anew at every image.
+The image branch sees the images of prompt and completion without any text, moved together.
+
+Letters: P prompts, G completions of each, R = P G rows, W branches of a row, T prompt positions, M completion positions,
+S cache places, D codes per image position, V vocabulary, d model width.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import typing
 from collections.abc import Sequence
 from typing import Any
@@ -25,7 +27,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from intersyn_jax import sharding
 from intersyn_jax.decoding import sampling
-from intersyn_jax.decoding.sampling import Sampling
+from intersyn_jax.decoding.config import IMAGES, NULL, DecodeConfig
 from intersyn_jax.errors import UserError
 from intersyn_jax.interleave import grammar, layout
 from intersyn_jax.interleave.layout import CODE, CODES, PADDING, TEXT, ImageBlock, Layout, TokenBatch
@@ -33,59 +35,8 @@ from intersyn_jax.models.definition import Definition, Params
 from intersyn_jax.models.trunk import LayerCache
 from intersyn_jax.models.unified import Cache, UnifiedModel
 
-END, LENGTH = 0, 1
-"""Why a completion is over: it wrote `</s>`, or its positions ran out."""
-
-
-@dataclasses.dataclass(frozen=True)
-class DecodeConfig:
-  """How completions are written; the config section `decode`.
-
-  Attributes:
-    max_positions: M, room of a completion, `</s>` included.
-    max_images: image blocks a completion may open.
-    text_temperature, text_top_k, text_top_p: of text ids, see `sampling.Sampling`.
-    image_temperature, image_top_k, image_top_p: of image codes.
-    guidance: scale s of u + s (c - u) on the logits of image codes; 1 is off and costs nothing.
-    bucket: prompts are padded to a multiple of this many positions, so that few programs are compiled.
-    rows: completions written at once by `Generator`.
-  """
-
-  max_positions: int = 128
-  max_images: int = 4
-  text_temperature: float = 1.0
-  text_top_k: int = 0
-  text_top_p: float = 1.0
-  image_temperature: float = 1.0
-  image_top_k: int = 0
-  image_top_p: float = 1.0
-  guidance: float = 1.0
-  bucket: int = 16
-  rows: int = 64
-
-  def __post_init__(self):
-    for field in ('max_positions', 'bucket', 'rows'):
-      if getattr(self, field) < 1:
-        raise UserError(f'decode.{field} is {getattr(self, field)}; make it at least 1')
-    for field in ('max_images', 'text_temperature', 'text_top_k', 'image_temperature', 'image_top_k', 'guidance'):
-      if getattr(self, field) < 0:
-        raise UserError(f'decode.{field} is {getattr(self, field)}; it cannot be negative')
-    for field in ('text_top_p', 'image_top_p'):
-      if not 0 < getattr(self, field) <= 1:
-        raise UserError(f'decode.{field} is {getattr(self, field)}; use a share above 0 and at most 1')
-
-  @property
-  def text(self) -> Sampling:
-    return Sampling(self.text_temperature, self.text_top_k, self.text_top_p)
-
-  @property
-  def image(self) -> Sampling:
-    return Sampling(self.image_temperature, self.image_top_k, self.image_top_p)
-
-  @property
-  def branches(self) -> int:
-    """W, rows of the cache that one completion needs."""
-    return 1 if self.guidance == 1.0 else 2
+GOING, END, LENGTH, MAX_IMAGES = -1, 0, 1, 2
+"""Why a completion is over: it wrote a stop token, its positions ran out, or it has all the images it may have."""
 
 
 @jax.tree_util.register_dataclass
@@ -96,12 +47,13 @@ class Completions:
   Attributes:
     tokens: the completions alone; padding after their end; positions go on from the prompt's, steps by the grammar;
       the loss weight is 1 where the model had a choice.
-    log_prob: float32[R,M], under the distribution really drawn from (mask, temperature, truncation, guidance);
+    log_prob: float32[R,M], under the distribution really drawn from (mask, repetition, temperature, truncation, guidance);
       of an image position the sum over its codes; 0 at forced positions, at padding and for temperature 0.
     plain_log_prob: float32[R,M], by the heads alone at temperature 1, without mask and guidance: what
       `models.unified.position_log_probs` gives; 0 at forced positions and padding.
-    code_log_prob, plain_code_log_prob: float32[R,M,D], the same two for each code; 0 at text positions.
-    finish: int8[R], END or LENGTH.
+    code_log_prob, plain_code_log_prob: float32[R,M,D], the same two for each code; 0 at text positions. Guided ones are
+      recomputed by `guidance.code_log_probs`.
+    finish: int8[R], END, LENGTH or MAX_IMAGES.
   """
 
   tokens: TokenBatch
@@ -112,7 +64,7 @@ class Completions:
   finish: jax.Array
 
 
-class _Written(typing.NamedTuple):
+class Written(typing.NamedTuple):
   """Columns of the completions, position first so that a step writes one contiguous piece: [M,R] and [M,R,D]."""
 
   text: jax.Array
@@ -125,48 +77,35 @@ class _Written(typing.NamedTuple):
   plain_code_log_prob: jax.Array
 
 
-class _Fixed(typing.NamedTuple):
-  """What every step of the loop reads.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class State:
+  """R rows between two positions.
 
   Attributes:
-    layers: of the trunk, one by one.
-    seen: bool[R W,T], the prompt places that each row of the cache sees.
-    position: int32[R], of the first position of each completion.
-    numbers: float32[M,R,D], uniform.
-    null_recent: the embeddings that the token mixer sees right after the null prompt.
-  """
-
-  layers: list[Any]
-  seen: jax.Array
-  position: jax.Array
-  numbers: jax.Array
-  null_recent: jax.Array
-
-
-class _State(typing.NamedTuple):
-  """What the loop carries.
-
-  Attributes:
-    index: int32, how many positions are written.
-    hidden: [R W,d], of the last position read.
-    cache: of all rows, R W by S.
+    request: uint32[R]; with the seed and the count it decides the draws.
+    count: int32[R], positions written.
     place: int32[R], next entry of the block's template, -1 in text.
-    images: int32[R], blocks opened.
-    done: bool[R].
-    ended: bool[R], wrote `</s>`.
-    begin: int32[R], the cache place of the last begin token.
-    written: columns so far.
+    images, steps: int32[R], blocks and steps opened.
+    finish: int8[R], GOING or why the row is over.
+    said: bool[R,V], words the completion holds; [R,0] where nothing asks.
+    position: int32[R,W], of the next position in each branch.
+    seen: bool[R W,S], the places of the cache that each branch sees.
+    hidden: [R W,d], of the last position read.
+    cache: R W rows of S places.
   """
 
-  index: jax.Array
-  hidden: jax.Array
-  cache: Cache
+  request: jax.Array
+  count: jax.Array
   place: jax.Array
   images: jax.Array
-  done: jax.Array
-  ended: jax.Array
-  begin: jax.Array
-  written: _Written
+  steps: jax.Array
+  finish: jax.Array
+  said: jax.Array
+  position: jax.Array
+  seen: jax.Array
+  hidden: jax.Array
+  cache: Cache
 
 
 def runs(block: ImageBlock) -> np.ndarray:
@@ -176,6 +115,28 @@ def runs(block: ImageBlock) -> np.ndarray:
     out.append(run)
     run = run + 1 if entry == CODE else 0
   return np.asarray(out, np.int32)
+
+
+def images_only(batch: TokenBatch, layout_: Layout) -> tuple[TokenBatch, jax.Array]:
+  """What the image branch reads of rows [B,T]: the first position and all image blocks, moved together to the right.
+
+  Returns:
+    rows [B,T] with text, codes, modality, forced, document and position; and int32[B,T], where each position went, T
+    where it was dropped.
+  """
+  t = batch.text.shape[1]
+  real = batch.document > 0
+  first = real & (jnp.cumsum(real, axis=1) == 1)
+  begin = (batch.modality == TEXT) & (batch.text == layout_.block.begin) & ~batch.forced
+  keep = real & (first | begin | (batch.modality == CODES) | batch.forced)
+  count = jnp.sum(keep, axis=1, keepdims=True)
+  number = jnp.cumsum(keep, axis=1) - 1
+  target = jnp.where(keep, t - count + number, t)
+  rows = jnp.arange(len(target))[:, None]
+  move = lambda a: jnp.zeros_like(a).at[rows, target].set(a, mode='drop')
+  return batch.replace(
+      text=move(batch.text), codes=move(batch.codes), modality=move(batch.modality), forced=move(batch.forced),
+      document=move(jnp.ones_like(batch.document)), position=move(jnp.broadcast_to(number, target.shape))), target
 
 
 class Decoder:
@@ -193,11 +154,20 @@ class Decoder:
     self.layout = layout
     self.mesh = mesh
     self.config = config
+    self._stop = [self._token(name, 'decode.stop') for name in config.stop]
+    if config.min_steps or config.max_steps:
+      self._token('<think>', 'decode.min_steps and decode.max_steps')
     self.rollout = jax.jit(self._rollout, static_argnames=('group',))
+
+  def _token(self, name: str, field: str) -> int:
+    try:
+      return self.layout.special(name)
+    except ValueError:
+      raise UserError(f'{field}: this tokenizer has no token {name}') from None
 
   def decode(self, params: Params, prompts: Sequence[TokenBatch], *, group: int = 1, seed: int = 0,
              request_ids: Sequence[int] | None = None) -> Completions:
-    """Writes `group` completions of each prompt.
+    """Writes `group` completions of each prompt, all at once.
 
     Args:
       params: of the model, on the mesh.
@@ -218,8 +188,16 @@ class Decoder:
 
   def stack(self, prompts: Sequence[TokenBatch]) -> TokenBatch:
     """Prompts as rows padded on the left to a bucketed length, [P,T]."""
+    return layout.stack(prompts, self.room(prompts), left=True)
+
+  def room(self, prompts: Sequence[TokenBatch]) -> int:
+    """T, a multiple of the bucket that has room for each of the prompts."""
     longest = max(len(layout.null_prompt(self.layout).text), *(len(p.text) for p in prompts))
-    return layout.stack(prompts, -(-longest // self.config.bucket) * self.config.bucket, left=True)
+    return -(-longest // self.config.bucket) * self.config.bucket
+
+  def bind(self, params: Params) -> UnifiedModel:
+    """The model with its parameters laid out for decoding."""
+    return self.definition.bind(self._whole_rows(params))
 
   def _rollout(self, params: Params, prompts: TokenBatch, request_ids: jax.Array, seed: jax.Array | int, *,
                group: int) -> Completions:
@@ -232,73 +210,105 @@ class Decoder:
       seed: of all draws.
       group: G.
     """
-    model: UnifiedModel = self.definition.bind(self._whole_rows(params))
-    prompts = jax.tree.map(self._rows, prompts)
-    numbers = sampling.uniforms(seed, request_ids, self.config.max_positions, model.config.depth)
-    fixed, state = self._start(model, prompts, group, numbers)
-    going = lambda s: (s.index < self.config.max_positions) & ~jnp.all(s.done)
-    state = jax.lax.while_loop(going, functools.partial(self._step, model, fixed), state)
-    return self._finish(state, fixed.position, jnp.repeat(prompts.turn[:, -1], group))
+    model = self.bind(params)
+    layers = model.backbone.trunk.unstack()
+    state = self.start(model, prompts, request_ids, group)
+    begin = state.position[:, 0]
+    pieces, live, left = [], prompts.text.shape[1], self.config.max_positions
+    size = self.config.chunk or left
+    while left:
+      size = min(size, left)
+      state, piece = self.advance(model, layers, self.resize(state, live, size), seed, size)
+      pieces.append(piece)
+      live, left, size = live + size, left - size, live + size - prompts.text.shape[1]
+    written = jax.tree.map(lambda *columns: jnp.concatenate(columns), *pieces)
+    return self.finish(written, state.finish, begin, jnp.repeat(prompts.turn[:, -1], group))
 
-  def _start(self, model: UnifiedModel, prompts: TokenBatch, group: int, numbers: jax.Array) -> tuple[_Fixed, _State]:
-    """Reads the prompts, once each, and lays out the cache of all rows."""
+  def start(self, model: UnifiedModel, prompts: TokenBatch, request_ids: jax.Array, group: int) -> State:
+    """Reads prompts [P,T], once each, and gives the P G rows that are to complete them, in a cache of T places."""
     config = self.config
-    room = prompts.text.shape[1] + config.max_positions
-    hidden, cache = model.backbone.prefill(prompts)
-    first, recent, layers = hidden[:, -1], cache.recent, cache.layers
-    real = prompts.document > 0
-    each = lambda a: jnp.repeat(a, group, axis=0)
-    if config.branches == 1:
-      pair = lambda a, null: each(a)
-    else:
-      pair = lambda a, null: jnp.stack([each(a), jnp.broadcast_to(null, (len(a) * group, *a.shape[1:]))], axis=1).reshape(
-          -1, *a.shape[1:])
-    null_hidden, null_cache, null_real = self._null(model, prompts.text.shape[1])
-    grow = lambda a: self._rows(jnp.pad(a, ((0, 0), (0, 0), (0, room - a.shape[2]), (0, 0))), 'kv_heads', None, None)
-    paired = [LayerCache(grow(pair(mine.keys, null.keys)), grow(pair(mine.values, null.values)))
-              for mine, null in zip(layers, null_cache.layers, strict=True)]
-    idle = ~each(jnp.any(real, axis=1))
-    rows = idle.shape[0]
-    wide = lambda dtype: jnp.zeros((config.max_positions, rows), dtype)
-    deep = lambda dtype: jnp.zeros((config.max_positions, rows, model.config.depth), dtype)
-    written = _Written(wide(jnp.int32), deep(jnp.int32), wide(jnp.int8), wide(bool), wide(jnp.float32),
-                       wide(jnp.float32), deep(jnp.float32), deep(jnp.float32))
+    prompts = jax.tree.map(self._rows, prompts)
+    branches = [self._branch(model, prompts, kind) for kind in config.branches]
+    each = lambda *parts: self._rows(jnp.repeat(jnp.stack(parts, axis=1), group, axis=0).reshape(-1, *parts[0].shape[1:]))
+    hidden, cache, seen = jax.tree.map(each, *branches)
+    position = jnp.stack([jnp.sum(real, axis=1) for _, _, real in branches], axis=1)
+    rows = len(prompts.text) * group
     count = jnp.zeros(rows, jnp.int32)
-    state = _State(
-        index=jnp.int32(0), hidden=self._rows(pair(first, null_hidden)),
-        cache=Cache(paired, self._rows(pair(recent, null_cache.recent))),
-        place=count - 1, images=count, done=idle, ended=idle, begin=count, written=written)
-    position = self._rows(each(prompts.position[:, -1]) + 1)
-    fixed = _Fixed(model.backbone.trunk.unstack(), self._rows(pair(real, null_real)), position, numbers, null_cache.recent)
-    return fixed, state
+    idle = jnp.repeat(~jnp.any(prompts.document > 0, axis=1), group)
+    words = model.config.vocabulary if config.text_repetition != 1.0 else 0
+    return State(
+        request=jnp.asarray(request_ids, jnp.uint32), count=count, place=count - 1, images=count, steps=count,
+        finish=jnp.where(idle, END, GOING).astype(jnp.int8), said=jnp.zeros((rows, words), bool),
+        position=jnp.repeat(position, group, axis=0).astype(jnp.int32), seen=seen, hidden=hidden, cache=cache)
 
-  def _null(self, model: UnifiedModel, length: int) -> tuple[jax.Array, Cache, jax.Array]:
-    """Hidden state [1,d] and cache of `length` places after the null prompt, and which of these places are real.
+  def _branch(self, model: UnifiedModel, prompts: TokenBatch, kind: str) -> tuple[jax.Array, Cache, jax.Array]:
+    """What one branch has of P prompts: hidden [P,d], cache, and bool[P,T], the places it sees. All end on the right."""
+    length = prompts.text.shape[1]
+    if kind == NULL:
+      context = layout.stack([layout.null_prompt(self.layout)], length, left=True)
+    else:
+      context = images_only(prompts, self.layout)[0] if kind == IMAGES else prompts
+    hidden, cache = model.backbone.prefill(context)
+    all_ = lambda a: jnp.broadcast_to(a, (len(prompts.text), *a.shape[1:]))
+    return jax.tree.map(all_, (hidden[:, -1], cache, jnp.asarray(context.document > 0)))
 
-    The null prompt stands at the end of its places, as every prompt does.
+  def resize(self, state: State, live: int, free: int) -> State:
+    """The last `live` places of the cache, then `free` new ones."""
+    def fit(array: jax.Array, axis: int) -> jax.Array:
+      have = array.shape[axis]
+      kept = jax.lax.slice_in_dim(array, max(0, have - live), have, axis=axis)
+      padding = [(0, 0)] * array.ndim
+      padding[axis] = (max(0, live - have), free)
+      return jnp.pad(kept, padding)
+
+    places = lambda a: self._rows(fit(a, 2), 'kv_heads', None, None)
+    layers = [LayerCache(places(layer.keys), places(layer.values)) for layer in state.cache.layers]
+    return dataclasses.replace(state, seen=self._rows(fit(state.seen, 1)), cache=Cache(layers, state.cache.recent))
+
+  def advance(self, model: UnifiedModel, layers: list[Any], state: State, seed: jax.Array | int,
+              positions: int) -> tuple[State, Written]:
+    """Writes up to `positions` positions of every row into the free end of the cache; stops when all rows are over.
+
+    Args:
+      layers: `trunk.unstack()`.
+
+    Returns:
+      the state, and the columns: those of rows that were over before are padding.
     """
-    document = layout.stack([layout.null_prompt(self.layout)], length, left=True)
-    hidden, cache = model.backbone.prefill(document)
-    return hidden[:, -1], cache, jnp.asarray(document.document > 0)
+    rows, depth = len(state.count), model.config.depth
+    numbers = sampling.uniforms(seed, state.request, positions, depth, state.count)
+    wide = lambda dtype: jnp.zeros((positions, rows), dtype)
+    deep = lambda dtype: jnp.zeros((positions, rows, depth), dtype)
+    written = Written(wide(jnp.int32), deep(jnp.int32), wide(jnp.int8), wide(bool), wide(jnp.float32),
+                      wide(jnp.float32), deep(jnp.float32), deep(jnp.float32))
+    start = state.seen.shape[1] - positions
 
-  def _step(self, model: UnifiedModel, fixed: _Fixed, state: _State) -> _State:
-    """Chooses one position of every row, writes it, and reads it."""
-    config, block, branches = self.config, self.layout.block, self.config.branches
-    depth = model.config.depth
-    rows = state.place.shape[0]
+    def step(carry: tuple[jax.Array, State, Written]) -> tuple[jax.Array, State, Written]:
+      index, state, written = carry
+      uniform = jax.lax.dynamic_index_in_dim(numbers, index, keepdims=False)
+      state, column = self._step(model, layers, state, uniform, start + index)
+      put = lambda all_, one: jax.lax.dynamic_update_index_in_dim(all_, one.astype(all_.dtype), index, 0)
+      return index + 1, state, jax.tree.map(put, written, column)
+
+    going = lambda carry: (carry[0] < positions) & jnp.any(carry[1].finish == GOING)
+    _, state, written = jax.lax.while_loop(going, step, (jnp.int32(0), state, written))
+    return state, written
+
+  def _step(self, model: UnifiedModel, layers: list[Any], state: State, uniform: jax.Array,
+            slot: jax.Array) -> tuple[State, Written]:
+    """Chooses one position of every row, writes it, and reads it into place `slot` of the cache."""
+    config, block = self.config, self.layout.block
+    rows, depth = len(state.count), model.config.depth
     template = jnp.asarray(block.template, jnp.int32)
+    going = state.finish == GOING
     entry = template[jnp.maximum(state.place, 0)]
-    in_block = ~state.done & (state.place >= 0)
-    in_text = ~state.done & (state.place < 0)
-    in_codes = in_block & (entry == CODE)
-    forced = in_block & (entry != CODE)
-    hidden = state.hidden.reshape(rows, branches, -1)
-    uniform = jax.lax.dynamic_index_in_dim(fixed.numbers, state.index, keepdims=False)
+    in_block, in_text = going & (state.place >= 0), going & (state.place < 0)
+    in_codes, forced = in_block & (entry == CODE), in_block & (entry != CODE)
+    hidden = state.hidden.reshape(rows, len(config.branches), -1)
 
-    fits = (state.images < config.max_images) & (state.index + 1 + len(block.template) <= config.max_positions)
     silent_text = lambda: (jnp.zeros(rows, jnp.int32), jnp.zeros(rows), jnp.zeros(rows))
     word, word_log_prob, word_plain = jax.lax.cond(
-        jnp.any(in_text), lambda: self._draw_text(model, hidden[:, 0], uniform[:, 0], fits), silent_text)
+        jnp.any(in_text), lambda: self._draw_text(model, state, hidden[:, 0], uniform[:, 0]), silent_text)
     silent_codes = lambda: (jnp.zeros((rows, depth), jnp.int32), jnp.zeros((rows, depth)), jnp.zeros((rows, depth)))
     codes, code_log_prob, code_plain = jax.lax.cond(
         jnp.any(in_codes), lambda: self._draw_codes(model, hidden, uniform), silent_codes)
@@ -306,34 +316,53 @@ class Decoder:
     zero = lambda keep, a: jnp.where(keep.reshape(-1, *[1] * (a.ndim - 1)), a, jnp.zeros((), a.dtype))
     text = jnp.where(in_text, word, zero(forced, entry))
     codes, code_log_prob, code_plain = (zero(in_codes, a) for a in (codes, code_log_prob, code_plain))
-    modality = jnp.where(state.done, PADDING, jnp.where(in_codes, CODES, TEXT)).astype(jnp.int8)
-    column = _Written(
+    modality = jnp.where(~going, PADDING, jnp.where(in_codes, CODES, TEXT)).astype(jnp.int8)
+    column = Written(
         text, codes, modality, forced,
         jnp.where(in_text, word_log_prob, jnp.sum(code_log_prob, axis=-1)),
         jnp.where(in_text, word_plain, jnp.sum(code_plain, axis=-1)), code_log_prob, code_plain)
-    written = jax.tree.map(
-        lambda all_, one: jax.lax.dynamic_update_index_in_dim(all_, one.astype(all_.dtype), state.index, 0),
-        state.written, column)
 
     opens = in_text & (text == block.begin)
-    ended = state.ended | (in_text & (text == self.layout.special('</s>')))
-    following = jnp.where(state.place + 1 < len(block.template), state.place + 1, -1)
-    begin = jnp.where(opens, fixed.seen.shape[1] + state.index, state.begin)
-    run = jnp.asarray(runs(block))[jnp.maximum(state.place, 0)]
-    hidden, cache = self._read(model, fixed, state.index, state.cache, column, run, begin, opens)
-    return _State(
-        index=state.index + 1, hidden=hidden, cache=cache,
-        place=jnp.where(opens, 0, jnp.where(in_block, following, state.place)),
-        images=state.images + opens, done=ended, ended=ended, begin=begin, written=written)
+    following = jnp.where(state.place + 1 < len(template), state.place + 1, -1)
+    place = jnp.where(opens, 0, jnp.where(in_block, following, state.place))
+    images = state.images + opens
+    steps = state.steps + (in_text & (text == self.layout.special('<think>'))) if self._counts_steps else state.steps
+    enough = in_block & (place < 0) & (images >= config.max_images) & config.stop_after_images
+    ended = in_text & jnp.isin(text, jnp.asarray(self._stop))
+    over = jnp.where(ended, END, jnp.where(enough, MAX_IMAGES, jnp.where(
+        state.count + 1 >= config.max_positions, LENGTH, GOING))).astype(jnp.int8)
+    said = state.said
+    if said.shape[1]:
+      said = said | (in_text[:, None] & (jnp.arange(said.shape[1]) == text[:, None]))
+    read = self._read(model, layers, state, column, opens, in_block, slot)
+    return dataclasses.replace(
+        read, count=state.count + going, place=place, images=images, steps=steps, said=said,
+        finish=jnp.where(going, over, state.finish)), column
 
-  def _draw_text(self, model: UnifiedModel, hidden: jax.Array, uniform: jax.Array,
-                 fits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+  @property
+  def _counts_steps(self) -> bool:
+    return bool(self.config.min_steps or self.config.max_steps)
+
+  def _draw_text(self, model: UnifiedModel, state: State, hidden: jax.Array,
+                 uniform: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Text ids [R] with log-prob and plain log-prob; the begin token only where a whole block still fits."""
+    config = self.config
     logits = model.text_logits(hidden)
+    ids = jnp.arange(logits.shape[-1])
+    fits = (state.images < config.max_images) & (
+        state.count + 1 + len(self.layout.block.template) <= config.max_positions)
     allowed = jnp.asarray(sampling.choosable(self.layout, logits.shape[-1]))
-    allowed = allowed & (fits[:, None] | (jnp.arange(logits.shape[-1]) != self.layout.block.begin))
-    ids, log_prob = sampling.draw(jnp.where(allowed, logits, -jnp.inf), uniform, self.config.text)
-    return ids, log_prob, sampling.log_prob(logits, ids)
+    allowed = allowed & (fits[:, None] | (ids != self.layout.block.begin))
+    if config.min_steps:
+      allowed &= (state.steps >= config.min_steps)[:, None] | ~jnp.isin(ids, jnp.asarray(self._stop))
+    if config.max_steps:
+      allowed &= (state.steps < config.max_steps)[:, None] | (ids != self.layout.special('<think>'))
+    drawn_from = logits
+    if config.text_repetition != 1.0:
+      words = jnp.asarray(sampling.words(self.layout, logits.shape[-1]))
+      drawn_from = sampling.repetition(logits, state.said & words, config.text_repetition)
+    chosen, log_prob = sampling.draw(jnp.where(allowed, drawn_from, -jnp.inf), uniform, config.text)
+    return chosen, log_prob, sampling.log_prob(logits, chosen)
 
   def _draw_codes(self, model: UnifiedModel, hidden: jax.Array,
                   uniform: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -344,55 +373,71 @@ class Decoder:
     for number in range(uniform.shape[-1]):
       known = jnp.broadcast_to(codes[:, None], (rows, branches, codes.shape[-1]))
       logits = model.image_head.next_logits(hidden, known, number)
-      drawn_from = logits[:, 0]
-      if branches == 2:
-        drawn_from = sampling.guide(logits[:, 0], logits[:, 1], self.config.guidance)
+      drawn_from = sampling.guide(logits, self.config.guidance, self.config.image_guidance)
       ids, log_prob = sampling.draw(drawn_from, uniform[:, number], self.config.image)
       codes = codes.at[:, number].set(ids)
       columns.append((log_prob, sampling.log_prob(logits[:, 0], ids)))
     log_prob, plain = (jnp.stack(column, axis=-1) for column in zip(*columns, strict=True))
     return codes, log_prob, plain
 
-  def _read(self, model: UnifiedModel, fixed: _Fixed, index: jax.Array, cache: Cache, column: _Written, run: jax.Array,
-            begin: jax.Array, opens: jax.Array) -> tuple[jax.Array, Cache]:
-    """Feeds the position `index` of every row. Returns hidden [R W,d] and the cache.
+  def _read(self, model: UnifiedModel, layers: list[Any], state: State, column: Written, opens: jax.Array,
+            in_block: jax.Array, slot: jax.Array) -> State:
+    """Feeds one position of every row, each branch in its own way; new are `position`, `seen`, `hidden` and `cache`.
 
     Args:
       column: what was written there.
-      run: int32[R], place among the codes in a row.
-      begin: int32[R], cache place of the last begin token; `opens`: bool[R], it is this one.
+      opens, in_block: bool[R], it is a begin token; it follows one in its block.
     """
-    branches, start = self.config.branches, fixed.seen.shape[1]
-    slot = start + index
-    position, since = fixed.position + index, jnp.full(begin.shape, start)
-    if branches == 2:
-      null_length = len(layout.null_prompt(self.layout).text)
-      position = jnp.stack([position, null_length + slot - begin], axis=1).reshape(-1)
-      since = jnp.stack([since, begin], axis=1).reshape(-1)
-      anew = jnp.stack([jnp.zeros_like(opens), opens], axis=1).reshape(-1, 1, 1)
-      cache = Cache(cache.layers, jnp.where(anew, fixed.null_recent, cache.recent))
-    places = start + jnp.arange(self.config.max_positions)
-    visible = jnp.concatenate([fixed.seen, (places >= since[:, None]) & (places <= slot)], axis=1)
-    both = lambda a: jnp.repeat(a, branches, axis=0)
-    hidden, cache = model.backbone.decode(
-        fixed.layers, both(column.text), both(column.codes), both(column.modality), both(run), position, cache, slot,
-        visible)
+    kinds = self.config.branches
+    null = layout.null_prompt(self.layout)
+    rows, width = len(state.count), len(kinds)
+    places = jnp.arange(state.seen.shape[1])
+    seen = state.seen.reshape(rows, width, -1)
+    position, following, shows = [], [], []
+    for branch, kind in enumerate(kinds):
+      here = state.position[:, branch]
+      shown = (opens | in_block) if kind == IMAGES else jnp.ones_like(opens)
+      if kind == NULL:  # anew: the null prompt, which ends where the completion begins, and this begin token
+        here = jnp.where(opens, len(null.text), here)
+        first = (slot - state.count)[:, None]
+        anew = (places >= first - len(null.text)) & (places < first)
+        seen = seen.at[:, branch].set(jnp.where(opens[:, None], anew, seen[:, branch]))
+      position.append(here)
+      following.append(here + shown)
+      shows.append(shown)
+    shows = jnp.stack(shows, axis=1)
+    seen = (seen | ((places == slot) & shows[..., None])).reshape(rows * width, -1)
+    cache = state.cache
+    flat = lambda parts: jnp.stack(parts, axis=1).reshape(-1)
+    if NULL in kinds and model.config.mix > 1:
+      anew = flat([opens if kind == NULL else jnp.zeros_like(opens) for kind in kinds])
+      cache = Cache(cache.layers, jnp.where(anew[:, None, None], model.backbone.recent_of(null), cache.recent))
+    run = jnp.asarray(runs(self.layout.block))[jnp.maximum(state.place, 0)]
+    both = lambda a: jnp.repeat(a, width, axis=0)
+    hidden, new = model.backbone.decode(
+        layers, both(column.text), both(column.codes), both(column.modality), both(run), flat(position), cache, slot, seen)
     held = [LayerCache(*(self._rows(a, 'kv_heads', None, None) for a in (layer.keys, layer.values)))
-            for layer in cache.layers]
-    return self._rows(hidden), Cache(held, self._rows(cache.recent))
+            for layer in new.layers]
+    recent = jnp.where(shows.reshape(-1, 1, 1), new.recent, cache.recent) if IMAGES in kinds else new.recent
+    return dataclasses.replace(
+        state, position=jnp.stack(following, axis=1), seen=self._rows(seen), hidden=self._rows(hidden),
+        cache=Cache(held, self._rows(recent)))
 
-  def _finish(self, state: _State, position: jax.Array, turn: jax.Array) -> Completions:
-    """Columns to rows, with the fields of TokenBatch that follow from them."""
-    rows = jax.tree.map(lambda a: self._rows(a.swapaxes(0, 1)), state.written)
+  def finish(self, written: Written, finish: jax.Array, begin: jax.Array, turn: jax.Array) -> Completions:
+    """Columns [M,R] to rows, with the fields of TokenBatch that follow from them.
+
+    Args:
+      finish: int8[R]. begin: int32[R], position of the first that was written. turn: int32[R].
+    """
+    rows = jax.tree.map(lambda a: self._rows(a.swapaxes(0, 1)), written)
     real = rows.modality != PADDING
     here = lambda a, fill: jnp.where(real, a, fill).astype(jnp.int32)
     tokens = TokenBatch(
         text=rows.text, codes=rows.codes, modality=rows.modality,
         loss=(real & ~rows.forced).astype(jnp.float32), forced=rows.forced, document=here(1, 0),
-        position=here(position[:, None] + jnp.arange(real.shape[1]), 0), turn=here(turn[:, None], -1),
+        position=here(begin[:, None] + jnp.arange(real.shape[1]), 0), turn=here(turn[:, None], -1),
         step=here(-1, -1))
     tokens = tokens.replace(step=grammar.parse(tokens, self.layout, 1).step)
-    finish = jnp.where(state.ended, END, LENGTH).astype(jnp.int8)
     return Completions(tokens, rows.log_prob, rows.plain_log_prob, rows.code_log_prob, rows.plain_code_log_prob, finish)
 
   def _rows(self, array: jax.Array, *names: str | None) -> jax.Array:

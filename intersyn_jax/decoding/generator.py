@@ -1,23 +1,24 @@
-"""Questions in, conversations out: the decoder for people and for stages.
+"""Questions in, conversations out: the decoder for people.
 
-Any number of prompts is written in batches of one size, prompts of like length together, and results come back in the
-order of the requests.
+Any number of questions is written with a fixed number of rows: whoever is done makes room for the next (`serving`), and
+results come back in the order of the requests, or segment by segment as they are completed.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from intersyn_jax import sharding
 from intersyn_jax.data import images
-from intersyn_jax.decoding.decoder import Completions, DecodeConfig, Decoder
+from intersyn_jax.decoding.config import DecodeConfig
+from intersyn_jax.decoding.decoder import GOING, Decoder, Written
+from intersyn_jax.decoding.serving import Server
 from intersyn_jax.interleave import layout
-from intersyn_jax.interleave.layout import FILL, Layout, TokenBatch
+from intersyn_jax.interleave.layout import Layout
 from intersyn_jax.interleave.types import Conversation, Image, Segment, Text, Turn
 from intersyn_jax.models.definition import Definition, Params
 
@@ -27,29 +28,34 @@ ImageDecoder = Callable[[np.ndarray], np.ndarray]
 Question = str | Sequence[Segment] | Conversation
 
 
+class Said(NamedTuple):
+  """One segment as it is completed: the question it answers, which of the n answers it belongs to, and the segment."""
+
+  question: int
+  answer: int
+  segment: Segment
+
+
 class Generator:
   """Answers questions with a unified model.
 
       generator = Generator(definition, params, layout, image_decoder, mesh, DecodeConfig())
-      (answers,) = generator.generate(['Draw a red circle, then move it.'], n=4)
+      (answers,) = generator.generate('Draw a red circle, then move it.', n=4)
+      answers[0].turns[-1].answer[1].pil()
 
   Args:
     definition: of the model; params: its parameters on the mesh.
     layout: the token layout it was trained with.
     image_decoder: turns codes into pictures; None leaves images with their codes alone.
     mesh: of the machine.
-    config: `config.rows` completions are written at once.
+    config: `config.rows` completions are at work at once.
   """
 
   def __init__(self, definition: Definition, params: Params, layout: Layout, image_decoder: ImageDecoder | None, mesh: Mesh,
                config: DecodeConfig):
-    self.params = params
     self.layout = layout
     self.image_decoder = image_decoder
-    self.config = config
-    self.decoder = Decoder(definition, layout, mesh, config)
-    # Every process needs the whole answer, and only a replicated array can be read whole.
-    self._gather = jax.jit(lambda tree: tree, out_shardings=sharding.replicated(mesh))
+    self.server = Server(Decoder(definition, layout, mesh, config), params, config.rows)
 
   def generate(self, questions: Sequence[Question] | Question, n: int = 1, seed: int = 0,
                name: str = 'decoder') -> list[list[Conversation]]:
@@ -66,52 +72,63 @@ class Generator:
       for each question, n conversations with the answer in the last turn; images have codes and, with an image decoder,
       PNG bytes.
     """
-    if isinstance(questions, str | Conversation):
-      questions = [questions]
-    asked = [_conversation(question, i) for i, question in enumerate(questions)]
-    answers: list[list[Conversation]] = [[] for _ in asked]
-    for which, completions in self.completions([layout.prompt(c, self.layout) for c in asked], n, seed):
-      for row, segments in enumerate(self._answers(completions, len(which) * n)):
-        number = which[row // n]
-        *earlier, last = asked[number].turns
-        turns = (*earlier, dataclasses.replace(last, answer=segments))
-        answers[number].append(dataclasses.replace(asked[number], turns=turns, scores=(), generator=name, seed=seed))
-    return answers
+    asked = _asked(questions)
+    answers: list[list[Segment]] = [[] for _ in range(len(asked) * n)]
+    for number, segments in self._segments(asked, n, seed):
+      answers[number] += segments
+    drawn = self._draw([segment for segments in answers for segment in segments])
+    done = iter([tuple(next(drawn) for _ in segments) for segments in answers])
+    return [[_answered(conversation, next(done), name, seed) for _ in range(n)] for conversation in asked]
 
-  def completions(self, prompts: Sequence[TokenBatch], n: int = 1, seed: int = 0) -> Iterator[tuple[list[int], Completions]]:
-    """Writes n completions of each prompt, batch by batch.
+  def stream(self, questions: Sequence[Question] | Question, n: int = 1, seed: int = 0) -> Iterator[Said]:
+    """The same answers, one segment at a time, each as soon as it is complete. Arguments as of `generate`."""
+    for number, segments in self._segments(_asked(questions), n, seed):
+      for segment in self._draw(segments):
+        yield Said(*divmod(number, n), segment)
 
-    Yields:
-      which prompts a batch holds, and its completions on the host: n rows for each of them in this order, then rows to
-      be passed over. Prompts of like length come together, so the order is not that of the request.
-    """
-    each = max(1, self.config.rows // n)
-    while each * n % sharding.row_multiple(self.decoder.mesh):
-      each += 1
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].text))
-    for start in range(0, len(order), each):
-      which = order[start:start + each]
-      filled = [prompts[i] for i in which] + [_nothing(prompts[which[0]])] * (each - len(which))
-      requests = np.asarray([i * n + g for i in which for g in range(n)] + [0] * ((each - len(which)) * n))
-      done = self.decoder.decode(self.params, filled, group=n, seed=seed, request_ids=requests)
-      yield which, jax.tree.map(np.asarray, self._gather(done))
+  def _segments(self, asked: Sequence[Conversation], n: int, seed: int) -> Iterator[tuple[int, list[Segment]]]:
+    """The number of an answer and the segments that were completed in it, chunk by chunk."""
+    readers: dict[int, _Reader] = {}
+    prompts = [layout.prompt(conversation, self.layout) for conversation in asked]
+    for number, columns, finish in self.server.stream(prompts, group=n, seed=seed):
+      yield number, readers.setdefault(number, _Reader(self.layout)).read(columns, finish != GOING)
+      if finish != GOING:
+        del readers[number]
 
-  def _answers(self, completions: Completions, rows: int) -> list[tuple[Segment, ...]]:
-    """Segments of the first rows, pictures decoded in one call."""
-    tokens = completions.tokens
-    answers = [layout.answer_of(tokens.text[r], tokens.codes[r], tokens.modality[r], self.layout, tokens.forced[r])
-               for r in range(rows)]
-    if self.image_decoder is None:
-      return answers
-    found = [s.codes for answer in answers for s in answer if isinstance(s, Image)]
-    if not found:
-      return answers
+  def _draw(self, segments: Sequence[Segment]) -> Iterator[Segment]:
+    """Segments with their pictures, decoded in one call."""
+    found = [segment.codes for segment in segments if isinstance(segment, Image)]
+    if self.image_decoder is None or not found:
+      return iter(segments)
     # Sizes are powers of two, so that few programs are compiled.
     padded = np.zeros((1 << (len(found) - 1).bit_length(), *found[0].shape), np.int32)
     padded[:len(found)] = found
     pictures = iter(np.asarray(self.image_decoder(padded))[:len(found)])
-    draw = lambda s: dataclasses.replace(s, data=images.png(next(pictures))) if isinstance(s, Image) else s
-    return [tuple(draw(s) for s in answer) for answer in answers]
+    return iter([dataclasses.replace(s, data=images.png(next(pictures))) if isinstance(s, Image) else s for s in segments])
+
+
+class _Reader:
+  """Reads one completion as it grows."""
+
+  def __init__(self, layout_: Layout):
+    self._layout = layout_
+    self._columns: list[Written] = []
+    self._known = 0
+
+  def read(self, columns: Written, over: bool) -> list[Segment]:
+    """Segments that these columns complete: a text when something else follows or the answer is over."""
+    self._columns.append(columns)
+    text, codes, modality, forced = (np.concatenate(parts) for parts in list(zip(*self._columns, strict=True))[:4])
+    found = layout.answer_of(text, codes, modality, self._layout, forced)
+    complete = len(found) - (not over and bool(found) and isinstance(found[-1], Text))
+    new, self._known = list(found[self._known:complete]), max(self._known, complete)
+    return new
+
+
+def _asked(questions: Sequence[Question] | Question) -> list[Conversation]:
+  if isinstance(questions, str | Conversation):
+    questions = [questions]
+  return [_conversation(question, number) for number, question in enumerate(questions)]
 
 
 def _conversation(question: Question, number: int) -> Conversation:
@@ -121,7 +138,7 @@ def _conversation(question: Question, number: int) -> Conversation:
   return Conversation(id=str(number), topic='', turns=(Turn(segments),))
 
 
-def _nothing(like: TokenBatch) -> TokenBatch:
-  """A document of padding alone, whose rows the decoder leaves empty."""
-  empty = {f.name: np.full_like(getattr(like, f.name), FILL.get(f.name, 0)) for f in dataclasses.fields(TokenBatch)}
-  return TokenBatch(**empty)
+def _answered(conversation: Conversation, answer: tuple[Segment, ...], name: str, seed: int) -> Conversation:
+  *earlier, last = conversation.turns
+  turns = (*earlier, dataclasses.replace(last, answer=answer))
+  return dataclasses.replace(conversation, turns=turns, scores=(), generator=name, seed=seed)

@@ -43,9 +43,30 @@ def choosable(layout: Layout, size: int) -> np.ndarray:
   return allowed
 
 
-def guide(conditional: jax.Array, null: jax.Array, scale: float) -> jax.Array:
-  """Classifier-free guidance on logits: u + s (c - u)."""
-  return null + scale * (conditional - null)
+def words(layout: Layout, size: int) -> np.ndarray:
+  """bool[size]: the text ids that are words, not tags or other special tokens."""
+  allowed = np.arange(size) < layout.tokenizer.size
+  allowed[list(layout.tokenizer.specials)] = False
+  return allowed
+
+
+def repetition(logits: jax.Array, said: jax.Array, penalty: float) -> jax.Array:
+  """Logits [R,V] where those of what was said, bool[R,V], are divided by the penalty if positive, else multiplied."""
+  return jnp.where(said, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def guide(logits: jax.Array, scale: float, image_scale: float) -> jax.Array:
+  """Classifier-free guidance: logits [R,W,C] of the branches of each row to the logits [R,C] that are drawn from.
+
+  One branch: its own. Two, c and u: u + s (c - u). Three, c, i and u: u + s' (i - u) + s (c - i).
+  """
+  full, null = logits[:, 0], logits[:, -1]
+  if logits.shape[1] == 1:
+    return full
+  if logits.shape[1] == 2:
+    return null + scale * (full - null)
+  images = logits[:, 1]
+  return null + image_scale * (images - null) + scale * (full - images)
 
 
 def truncate(logits: jax.Array, sampling: Sampling) -> jax.Array:
@@ -115,13 +136,17 @@ def log_prob(logits: jax.Array, ids: jax.Array) -> jax.Array:
   return pick(logits, ids) - jax.nn.logsumexp(logits, axis=-1)
 
 
-def uniforms(seed: jax.Array | int, requests: jax.Array, positions: int, depth: int) -> jax.Array:
+def uniforms(seed: jax.Array | int, requests: jax.Array, positions: int, depth: int,
+             start: jax.Array | int = 0) -> jax.Array:
   """Uniform numbers [M,R,D] in [0, 1), each decided by (seed, request id, position, code number) alone.
 
-  So what a row draws depends neither on its neighbours nor on how many positions there is room for.
+  So what a row draws depends neither on its neighbours nor on how many positions are written at once.
+
+  Args:
+    requests: uint32[R]. start: int32[R], the number of each row's first position.
   """
   rows = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), requests)
-  address = jnp.arange(positions * depth)
+  first = jnp.broadcast_to(start, requests.shape) * depth
   one = lambda key, n: jax.random.uniform(jax.random.fold_in(key, n))
-  numbers = jax.vmap(lambda n: jax.vmap(lambda key: one(key, n))(rows))(address)
+  numbers = jax.vmap(lambda n: jax.vmap(one)(rows, first + n))(jnp.arange(positions * depth))
   return numbers.reshape(positions, depth, -1).swapaxes(1, 2)

@@ -10,14 +10,17 @@ Letters: B rows, T positions, D codes per image position.
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
 
 from intersyn_jax.errors import UserError
-from intersyn_jax.interleave.text import TextTokenizer
 from intersyn_jax.interleave.types import Conversation, Image, Segment, Text, Turn, images_of, steps_of
+
+if typing.TYPE_CHECKING:
+  from intersyn_jax.interleave.text import TextTokenizer
 
 PADDING, TEXT, CODES, FEATURES = 0, 1, 2, 3
 CODE = -1

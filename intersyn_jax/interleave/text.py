@@ -18,7 +18,9 @@ SPECIALS = ('<pad>', '<s>', '</s>', '<user>', '<model>', '<image>', '</image>', 
 
 
 class TextTokenizer:
-  """Turns text into ids and back; `size` counts the special tokens too."""
+  """Turns text into ids and back; `size` counts the special tokens too, whose ids are `specials`."""
+
+  specials = range(len(SPECIALS))
 
   def __init__(self, bpe: tokenizers.Tokenizer):
     self._bpe = bpe

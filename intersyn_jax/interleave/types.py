@@ -7,9 +7,14 @@ interleaved answer is a run of steps, a step being one text segment and the imag
 from __future__ import annotations
 
 import dataclasses
+import io
+import typing
 from collections.abc import Sequence
 
 import numpy as np
+
+if typing.TYPE_CHECKING:
+  import PIL.Image
 
 DIMENSIONS = ('tcc', 'icc', 'iq', 'its')
 """The four scores of SynJudge: text completeness, image completeness, image quality, image-text synergy; each 0-5."""
@@ -42,6 +47,13 @@ class Image:
 
   def __hash__(self) -> int:
     return hash((self.data, self.caption))
+
+  def pil(self) -> PIL.Image.Image:
+    """The picture as Pillow has it. Raises ValueError where there are codes alone."""
+    if not self.data:
+      raise ValueError('this image has no picture, only codes; decode them with an image tokenizer')
+    import PIL.Image
+    return PIL.Image.open(io.BytesIO(self.data), formats=('PNG', 'JPEG', 'WEBP'))
 
 
 Segment = Text | Image

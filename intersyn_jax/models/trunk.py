@@ -168,8 +168,17 @@ class Trunk(nnx.Module):
 
   def unstack(self) -> list[Layer]:
     """The layers one by one. Slice before a decode loop: inside it every step would copy all weights again."""
-    graph, params = nnx.split(self.layers)
-    return [nnx.merge(graph, jax.tree.map(lambda a, i=i: a[i], params)) for i in range(self.config.layers)]
+    return self.with_layers(self.layer_params())
+
+  def layer_params(self) -> list[nnx.State]:
+    """The parameters of each layer by itself."""
+    params = nnx.split(self.layers)[1]
+    return [jax.tree.map(lambda a, i=i: a[i], params) for i in range(self.config.layers)]
+
+  def with_layers(self, params: list[nnx.State]) -> list[Layer]:
+    """Layers that have these parameters."""
+    graph = nnx.split(self.layers)[0]
+    return [nnx.merge(graph, one) for one in params]
 
 
 def same_document(document: jax.Array) -> jax.Array:

@@ -97,6 +97,12 @@ class Backbone(nnx.Module):
   def empty_recent(self, rows: int) -> jax.Array:
     return jnp.zeros((rows, self.config.mix - 1, self.config.trunk.width), self.config.trunk.dtype)
 
+  def recent_of(self, document: TokenBatch) -> jax.Array:
+    """What the mixer reads at the position after a document [T] of text: [1,W-1,d]."""
+    plain = self.embed(jnp.asarray(document.text), jnp.asarray(document.codes), jnp.asarray(document.modality), 0)[None]
+    padded = jnp.concatenate([self.empty_recent(1), plain], axis=1)
+    return padded[:, padded.shape[1] - (self.config.mix - 1):]
+
   def __call__(self, batch: TokenBatch) -> jax.Array:
     """Hidden states [B,T,d] of packed rows."""
     x = self.embed(batch.text, batch.codes, batch.modality, places_of(batch.modality))

@@ -14,7 +14,8 @@ from jax.sharding import Mesh
 
 from intersyn_jax import sharding
 from intersyn_jax.data import shards
-from intersyn_jax.decoding.decoder import DecodeConfig, Decoder
+from intersyn_jax.decoding.config import DecodeConfig
+from intersyn_jax.decoding.decoder import Decoder
 from intersyn_jax.errors import UserError
 from intersyn_jax.interleave.layout import Layout, plain_layout
 from intersyn_jax.interleave.text import TextTokenizer

@@ -17,13 +17,12 @@ from etils import epath
 from intersyn_jax.data import images
 from intersyn_jax.data.storyworld import language
 from intersyn_jax.errors import UserError
-from intersyn_jax.evaluation import answers as answers_lib
 from intersyn_jax.interleave import layout
-from intersyn_jax.interleave.types import Conversation, Text, Turn, steps_of, text_of
+from intersyn_jax.interleave.types import Conversation, Segment, Text, Turn, steps_of, text_of
 from intersyn_jax.stages.common import Run
 from intersyn_jax.stages.evaluate import DECODINGS
-from intersyn_jax.stages.parts import POLICIES, Parts, policy_folder
-from intersyn_jax.training import checkpoints
+from intersyn_jax.stages.notebook import Generator
+from intersyn_jax.stages.parts import Parts
 from intersyn_jax.training.metrics import replace_text
 
 ZOOM = 8
@@ -51,18 +50,12 @@ def run(run: Run) -> epath.Path:
   seed = _number(options.get('seed', '0'))
   greedy = _truth(options.get('greedy', 'false'))
   policy = options.get('policy', 'grpo')
-  known = POLICIES
-  if policy not in known:
-    raise UserError(f'--policy={policy}: no such policy; there are {", ".join(known)}')
   if 'question' in options and not options['question'].strip():
     raise UserError("--question is empty: write what to show, or leave the flag out to try a held-out question")
   run.require('tokenizer')
-  source = policy_folder(run.workdir, policy)
-  if checkpoints.latest_step(source) is None:
-    there = [name for name in known if checkpoints.latest_step(policy_folder(run.workdir, name)) is not None]
-    raise UserError(f'--policy={policy} is not trained in {run.workdir} yet: ' + (
-        f'there are {", ".join(there)}' if there else 'run its stage first'))
   parts = Parts(run)
+  decoding = 'greedy' if greedy else 'sampled'
+  generator = Generator.of(parts, policy, **DECODINGS[decoding], rows=1)
   question = options.get('question') or _held_out(parts, seed)
   document = layout.prompt(Conversation('question', '', (Turn((Text(question),)),)), parts.layout)
   limit = max(run.config[stage].row_length for stage in ('warmup', 'finetune')) - run.config.decode.max_positions
@@ -72,11 +65,8 @@ def run(run: Run) -> epath.Path:
   if run.config.data.source == 'storyworld' and (strange := strange_words(question)):
     run.say(f'this model knows the small language of Storyworld only, and not these words: {", ".join(strange)}. '
             'Leave --question out to see what a question looks like')
-  decoding = 'greedy' if greedy else 'sampled'
-  decoder = parts.decoder(**DECODINGS[decoding], rows=1)
-  made = answers_lib.write(decoder, parts.load(parts.model, source), [document], [0], seed=seed,
-                           length=answers_lib.room([document], decoder.config.bucket))
-  steps = _steps(parts, made.segments(parts.layout)[0])
+  ((answer,),) = generator.generate(question, seed=seed, name=policy)
+  steps = _steps(answer.turns[-1].answer)
   folder = epath.Path(options['out']) if options.get('out') else run.workdir / 'sample' / slug(question)
   if run.active:
     _write(folder, question, steps, policy=policy, decoding=decoding, seed=seed)
@@ -114,9 +104,8 @@ def slug(text: str) -> str:
   return re.sub(r'[^a-z0-9]+', '-', text.lower()).strip('-')[:60].strip('-') or 'question'
 
 
-def _steps(parts: Parts, answer: Sequence) -> list[Step]:
-  queue = iter(answers_lib.with_pictures([answer], parts.decode)[0])
-  return [Step(text or '', None if image is None else next(queue), '' if image is None else f'step-{number}.png')
+def _steps(answer: Sequence[Segment]) -> list[Step]:
+  return [Step(text or '', None if image is None else images.pixels(image.data), '' if image is None else f'step-{number}.png')
           for number, (text, image) in enumerate(steps_of(answer), start=1)]
 
 

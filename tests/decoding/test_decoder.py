@@ -13,8 +13,9 @@ import pytest
 from hypothesis import strategies
 
 from intersyn_jax import sharding
-from intersyn_jax.decoding import decoder, sampling
-from intersyn_jax.decoding.decoder import DecodeConfig, Decoder, join
+from intersyn_jax.decoding import decoder, guidance, sampling
+from intersyn_jax.decoding.config import DecodeConfig
+from intersyn_jax.decoding.decoder import Decoder, join
 from intersyn_jax.errors import UserError
 from intersyn_jax.interleave import layout
 from intersyn_jax.interleave.layout import CODE, CODES, PADDING, TEXT, TokenBatch
@@ -27,6 +28,9 @@ CONFIGS = {
     'guided': dataclasses.replace(BASE, guidance=3.0),
     'truncated': dataclasses.replace(BASE, guidance=2.0, text_top_k=40, text_top_p=0.9, image_top_k=9, image_top_p=0.8),
     'greedy': dataclasses.replace(BASE, guidance=2.0, text_temperature=0.0, image_temperature=0.0),
+    'three': dataclasses.replace(BASE, guidance=2.0, image_guidance=1.5, image_top_k=12),
+    'controlled': dataclasses.replace(BASE, text_repetition=1.7, text_temperature=1.3, min_steps=1, max_steps=2, max_images=2),
+    'chunked': dataclasses.replace(BASE, guidance=3.0, chunk=4),
 }
 LAYOUTS = {'flat': functools.partial(small_model.plain, 1), 'lined': functools.partial(small_model.lined, 4)}
 QUESTIONS = ('a red', 'move the blue square to the top left', 'circle', 'a red circle at the blue')
@@ -127,6 +131,25 @@ def null_logits(definition, params, layout_, out, row, t):
   return null_head(definition)(params, layout.stack([document], 24), len(document.text) - 1, out.tokens.codes[row, t])
 
 
+def image_context(definition, params, layout_, prompts, out, row, t):
+  """Hidden state that the image branch has before position t, and the codes there: by dropping all text, one by one."""
+  kept = []
+  group = len(out.finish) // len(prompts.text)
+  for batch, source, stop in ((prompts, row // group, prompts.text.shape[1]), (out.tokens, row, t)):
+    for i in range(stop):
+      position = jax.tree.map(lambda a, at=(source, i): np.asarray(a)[at], batch)
+      of_image = position.modality == CODES or position.forced or position.text == layout_.block.begin
+      if position.document and (not kept or of_image):
+        kept.append(position.replace(position=np.int32(len(kept))))
+  document = jax.tree.map(lambda *a: np.stack(a), *kept)
+  return null_hidden(definition)(params, layout.stack([document], 96), len(kept) - 1), out.tokens.codes[row, t]
+
+
+@functools.cache
+def null_hidden(definition):
+  return jax.jit(lambda params, batch, last: definition.bind(params)(batch)[0, last])
+
+
 @functools.cache
 def null_head(definition):
   @jax.jit
@@ -150,7 +173,7 @@ def kept(logits: np.ndarray, control: sampling.Sampling) -> np.ndarray:
   return out
 
 
-@pytest.mark.parametrize('name, config', [*(('flat', config) for config in CONFIGS), ('lined', 'guided')])
+@pytest.mark.parametrize('name, config', [*(('flat', config) for config in CONFIGS), ('lined', 'guided'), ('lined', 'three')])
 def test_log_prob_is_that_of_the_distribution_drawn_from(name, config):
   layout_, definition, params = setting(name)
   prompts, out = decoded(name, config)
@@ -161,7 +184,8 @@ def test_log_prob_is_that_of_the_distribution_drawn_from(name, config):
   image_logits = jax.jit(model.image_head.logits)
   rows = 3  # each position of an image costs a forward of its null context
   for row in range(0, len(out.finish), len(out.finish) // rows):
-    images = 0
+    images = steps = 0
+    said = set()
     for t in range(CONFIGS[config].max_positions):
       if out.tokens.modality[row, t] == PADDING or out.tokens.forced[row, t]:
         assert out.log_prob[row, t] == 0
@@ -169,12 +193,25 @@ def test_log_prob_is_that_of_the_distribution_drawn_from(name, config):
         logits = np.where(sampling.choosable(layout_, layout_.tokenizer.size), words[row, room + t - 1], -np.inf)
         if images == controls.max_images or t + 1 + len(block.template) > controls.max_positions:
           logits[block.begin] = -np.inf
-        chosen = out.tokens.text[row, t]
+        if steps < controls.min_steps:
+          logits[layout_.special('</s>')] = -np.inf
+        if steps == controls.max_steps > 0:
+          logits[layout_.special('<think>')] = -np.inf
+        for word in said:
+          logits[word] = logits[word] / controls.text_repetition if logits[word] > 0 else logits[word] * controls.text_repetition
+        chosen = int(out.tokens.text[row, t])
         images += int(chosen == block.begin)
+        steps += int(chosen == layout_.special('<think>'))
+        if chosen not in layout_.tokenizer.specials:
+          said.add(chosen)
         check(logits, chosen, out.log_prob[row, t], controls.text)
       else:
         logits = np.asarray(image_logits(hidden[row, room + t - 1], out.tokens.codes[row, t]))
-        if controls.guidance != 1:
+        if controls.image_guidance:
+          null = np.asarray(null_logits(definition, params, layout_, out, row, t))
+          pictures = np.asarray(image_logits(*image_context(definition, params, layout_, prompts, out, row, t)))
+          logits = null + controls.image_guidance * (pictures - null) + controls.guidance * (logits - pictures)
+        elif controls.guidance != 1:
           null = np.asarray(null_logits(definition, params, layout_, out, row, t))
           logits = null + controls.guidance * (logits - null)
         for number in range(block.depth):
@@ -189,6 +226,35 @@ def check(logits, chosen, log_prob, control):
     np.testing.assert_allclose(log_prob, kept(logits, control)[chosen], atol=1e-4)
 
 
+@pytest.mark.parametrize('name, config', [('flat', 'guided'), ('flat', 'truncated'), ('flat', 'three'), ('lined', 'guided'),
+                                          ('lined', 'three'), ('flat', 'greedy'), ('flat', 'plain')])
+def test_guided_log_probs_are_recomputed_from_the_tokens(name, config):
+  layout_, definition, params = setting(name)
+  prompts, out = decoded(name, config)
+
+  def again(params, rows):
+    return guidance.code_log_probs(definition.bind(params), rows, prompts.text.shape[1], layout_, CONFIGS[config])
+
+  np.testing.assert_allclose(jax.jit(again)(params, join(prompts, out)), out.code_log_prob, atol=1e-4)
+
+
+@pytest.mark.parametrize('name', LAYOUTS)
+def test_a_growing_cache_writes_the_same(name):
+  """The cache of the chunked one has 4, 8, 16 and 30 places behind the prompts; the masked places of the other weigh 0."""
+  _, whole = decoded(name, 'guided')
+  _, grown = decoded(name, 'chunked')
+  same_up_to_near_ties(whole, grown)
+
+
+def same_up_to_near_ties(one, other):
+  """Tokens are the same but for rare near-ties, and before the first difference log-probs agree."""
+  same = np.concatenate([(one.tokens.text == other.tokens.text)[..., None], one.tokens.codes == other.tokens.codes], -1).all(-1)
+  before = np.cumprod(same, axis=1) > 0
+  assert same.all(1).mean() > 0.8, 'more than near-ties differ'
+  for field in ('log_prob', 'plain_log_prob'):
+    np.testing.assert_allclose(np.where(before, getattr(one, field), 0), np.where(before, getattr(other, field), 0), atol=1e-4)
+
+
 @pytest.mark.parametrize('name, config', [('flat', 'plain'), ('lined', 'guided')])
 def test_sharded_over_eight_devices_is_the_same(name, config):
   layout_, definition, params = setting(name)
@@ -199,12 +265,7 @@ def test_sharded_over_eight_devices_is_the_same(name, config):
   eight = writer.decode(spread, prompts_of(layout_), group=4)
   assert len(eight.log_prob.sharding.device_set) == 8
   eight = jax.device_get(eight)
-  same = np.concatenate([(one.tokens.text == eight.tokens.text)[..., None], one.tokens.codes == eight.tokens.codes], -1).all(-1)
-  first = np.where(same.all(1), same.shape[1], same.argmin(1))
-  before = np.arange(same.shape[1]) < first[:, None]
-  assert same.all(1).mean() > 0.8, 'more than near-ties differ'
-  for field in ('log_prob', 'plain_log_prob'):
-    np.testing.assert_allclose(np.where(before, getattr(one, field), 0), np.where(before, getattr(eight, field), 0), atol=1e-4)
+  same_up_to_near_ties(one, eight)
 
 
 @pytest.mark.parametrize('config', ['plain', 'guided'])
@@ -273,6 +334,31 @@ def test_no_image_where_none_fits():
     assert (tokens.text == layout_.block.begin).any() == possible
 
 
+def test_stop_rules():
+  layout_, definition, params = setting('flat')
+  config = dataclasses.replace(BASE, max_images=1, stop_after_images=True, stop=('</s>', '<think>'))
+  writer = Decoder(definition, layout_, small_model.one_device(), config)
+  out = jax.device_get(writer.decode(params, prompts_of(layout_), group=4))
+  assert {decoder.END, decoder.MAX_IMAGES} <= set(out.finish.tolist())
+  for row, finish in enumerate(out.finish):
+    length = int((out.tokens.modality[row] != PADDING).sum())
+    last = out.tokens.text[row, length - 1]
+    assert finish != decoder.MAX_IMAGES or (out.tokens.forced[row, length - 1] and last == layout_.block.template[-1])
+    assert finish != decoder.END or last in (layout_.special('</s>'), layout_.special('<think>'))
+    assert not (out.tokens.text[row, :length - 1] == layout_.special('<think>')).any()
+
+
+def test_steps_are_bounded():
+  layout_, _, params = setting('flat')
+  think = layout_.special('<think>')
+  keen = params | {'text_head': params['text_head'].at[0, think].set(4.0)}
+  out = jax.device_get(writer_of('flat', 'controlled').decode(keen, prompts_of(layout_), group=4))
+  free = jax.device_get(writer_of('flat', 'plain').decode(keen, prompts_of(layout_), group=4))
+  steps, unbound = ((found.tokens.text == think).sum(1) for found in (out, free))
+  assert steps.max() == 2 and unbound.max() > 2
+  assert (steps >= 1)[out.finish == decoder.END].all() and (unbound == 0)[free.finish == decoder.END].any()
+
+
 def test_completion_fields():
   prompts, out = decoded('flat', 'plain')
   real = out.tokens.modality != PADDING
@@ -320,7 +406,11 @@ def test_bfloat16_stays_near_the_full_forward():
 
 
 @pytest.mark.parametrize('field, value', [
-    ('max_positions', 0), ('text_top_p', 0.0), ('image_temperature', -1.0), ('guidance', -2)])
+    ('max_positions', 0), ('text_top_p', 0.0), ('image_temperature', -1.0), ('guidance', -2), ('text_repetition', 0),
+    ('stop', ())])
 def test_a_bad_setting_is_named(field, value):
   with pytest.raises(UserError, match=f'decode.{field}'):
     DecodeConfig(**{field: value})
+  layout_, definition, _ = setting('flat')
+  with pytest.raises(UserError, match='decode.stop: this tokenizer has no token <stop>'):
+    Decoder(definition, layout_, small_model.one_device(), dataclasses.replace(BASE, stop=('<stop>',)))

@@ -10,8 +10,8 @@ import pytest
 
 from intersyn_jax import sharding
 from intersyn_jax.data import images
-from intersyn_jax.decoding import DecodeConfig, Generator
-from intersyn_jax.interleave import layout
+from intersyn_jax.decoding.config import DecodeConfig
+from intersyn_jax.decoding.generator import Generator
 from intersyn_jax.interleave.types import Image, Text, Turn, images_of
 from tests import small_model
 
@@ -77,9 +77,27 @@ def test_without_an_image_decoder_codes_remain_and_rows_fit_the_mesh(parts):
   mesh = sharding.make_mesh({'fsdp': 8})
   spread = jax.device_put(jax.device_get(params), definition.shardings(mesh))
   generator = Generator(definition, spread, layout_, None, mesh, dataclasses.replace(CONFIG, rows=3))
-  prompts = [layout.prompt(small_model.question(q), layout_) for q in QUESTIONS]
-  for _, completions in generator.completions(prompts, n=3):
-    assert len(completions.finish) % 8 == 0
+  assert generator.server.rows == 8
   answers = generator.generate(QUESTIONS, n=3)
   found = [i for row in answers for c in row for i in images_of(c.turns[0].answer)]
   assert found and all(isinstance(i, Image) and i.data == b'' and i.codes.shape == (4, 1) for i in found)
+
+
+def test_segments_come_as_they_are_completed(generator):
+  whole = generator.generate(QUESTIONS[:3], n=3, seed=2)
+  streamed = {}
+  order = []
+  for said in generator.stream(QUESTIONS[:3], n=3, seed=2):
+    streamed.setdefault((said.question, said.answer), []).append(said.segment)
+    order.append((said.question, said.answer))
+  for (i, g), segments in streamed.items():
+    assert tuple(segments) == whole[i][g].turns[-1].answer
+  assert sum(len(c.turns[-1].answer) > 0 for answers in whole for c in answers) == len(streamed)
+  assert order != sorted(order), 'answers should grow side by side'
+
+
+def test_a_picture_for_pillow(generator):
+  found = [i for answers in generator.generate(QUESTIONS, n=2) for c in answers for i in images_of(c.turns[-1].answer)]
+  assert found[0].pil().size == (2, 2)
+  with pytest.raises(ValueError, match='only codes'):
+    Image(codes=found[0].codes).pil()

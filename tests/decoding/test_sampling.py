@@ -90,3 +90,39 @@ def test_structure_is_never_choosable():
     assert not allowed[layout_.special(name)]
   for name in ('</s>', '<think>', '</think>', '<vis>', '</vis>', '<image>'):
     assert allowed[layout_.special(name)]
+
+
+def test_numbers_do_not_depend_on_where_a_chunk_begins():
+  requests = jnp.asarray([5, 9], jnp.uint32)
+  whole = np.asarray(sampling.uniforms(3, requests, 12, 2))
+  part = np.asarray(sampling.uniforms(3, requests, 5, 2, jnp.asarray([4, 7])))
+  np.testing.assert_array_equal(part[:, 0], whole[4:9, 0])
+  np.testing.assert_array_equal(part[:, 1], whole[7:12, 1])
+
+
+def test_repetition_pushes_down_what_was_said():
+  logits = jnp.asarray([[2.0, -1.0, 0.5, -3.0]])
+  said = jnp.asarray([[True, True, False, False]])
+  np.testing.assert_allclose(sampling.repetition(logits, said, 2.0), [[1.0, -2.0, 0.5, -3.0]])
+
+
+def test_words_are_no_tags():
+  layout_ = small_model.plain()
+  found = sampling.words(layout_, layout_.tokenizer.size + 5)
+  assert found.sum() == layout_.tokenizer.size - len(layout_.tokenizer.specials)
+  assert not found[layout_.special('<think>')] and not found[layout_.block.begin]
+
+
+@pytest.mark.parametrize('scales', [(1.0, 0.0), (3.0, 0.0), (3.0, 1.2)])
+def test_guidance_by_hand_and_the_same_on_log_softmax(scales):
+  rng = np.random.default_rng(0)
+  full, images, null = rng.normal(size=(3, 6, 11)).astype(np.float32)
+  s, t = scales
+  branches = {(1.0, 0.0): [full], (3.0, 0.0): [full, null], (3.0, 1.2): [full, images, null]}[scales]
+  by_hand = {1: full, 2: null + s * (full - null), 3: null + t * (images - null) + s * (full - images)}[len(branches)]
+  logits = jnp.stack(branches, axis=1)
+  np.testing.assert_allclose(sampling.guide(logits, s, t), by_hand, atol=1e-5)
+  normalised = sampling.guide(jax.nn.log_softmax(logits), s, t)
+  for control in (Sampling(), Sampling(0.7, 5, 0.8)):
+    p = [jax.nn.softmax(sampling.truncate(value, control)) for value in (by_hand, normalised)]
+    np.testing.assert_allclose(*p, atol=1e-5)

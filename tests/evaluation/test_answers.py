@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from intersyn_jax.decoding.decoder import DecodeConfig, Decoder
+from intersyn_jax.decoding.config import DecodeConfig
+from intersyn_jax.decoding.decoder import Decoder
 from intersyn_jax.errors import UserError
 from intersyn_jax.evaluation import answers, skills
 from intersyn_jax.evaluation.truth import truth

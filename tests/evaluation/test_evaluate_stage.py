@@ -9,7 +9,8 @@ import ml_collections
 import numpy as np
 import pytest
 
-from intersyn_jax.decoding.decoder import DecodeConfig, Decoder
+from intersyn_jax.decoding.config import DecodeConfig
+from intersyn_jax.decoding.decoder import Decoder
 from intersyn_jax.errors import UserError
 from intersyn_jax.interleave import layout
 from intersyn_jax.stages import evaluate, report

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from intersyn_jax import sharding
-from intersyn_jax.decoding.decoder import DecodeConfig, Decoder
+from intersyn_jax.decoding.config import DecodeConfig
+from intersyn_jax.decoding.decoder import Decoder
 from intersyn_jax.errors import UserError
 from intersyn_jax.grpo import advantages, rewards
 from intersyn_jax.grpo.loss import LossConfig, divergence, make_loss, unit_mask, units

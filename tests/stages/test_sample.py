@@ -22,13 +22,13 @@ def start(tmp_path, monkeypatch):
 
 
 def test_mistakes(start, monkeypatch):
-  for options, words in (({'question': '  '}, '--question is empty'), ({'policy': 'best'}, 'no such policy'),
+  for options, words in (({'question': '  '}, '--question is empty'), ({'policy': 'best'}, 'no policy'),
                          ({'seed': 'x'}, '--seed=x is not a whole number'), ({'greedy': 'maybe'}, '--greedy=maybe'),
                          ({'question': 'show it'}, 'run its stage first')):
     with pytest.raises(UserError, match=words):
       start(**options)
   monkeypatch.setattr(checkpoints, 'latest_step', lambda folder: 3 if 'finetune' in str(folder) else None)
-  with pytest.raises(UserError, match='--policy=grpo is not trained in .*: there are .*finetune'):
+  with pytest.raises(UserError, match='policy grpo is not trained in .*: there are .*finetune'):
     start(question='show it')
 
 

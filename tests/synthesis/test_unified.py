@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from intersyn_jax.decoding.decoder import DecodeConfig, Decoder
+from intersyn_jax.decoding.config import DecodeConfig
+from intersyn_jax.decoding.decoder import Decoder
 from intersyn_jax.errors import UserError
 from intersyn_jax.interleave.types import Conversation, Image, Text, Turn
 from intersyn_jax.judge import model as judge_model

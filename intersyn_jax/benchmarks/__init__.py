@@ -1,0 +1,6 @@
+"""Speed, side by side with a peer in the same run (DESIGN 5)."""
+
+BENCHMARKS = {
+    'decode': 'the interleaved decoder: against transformers, against its matrix products, with images and guidance',
+}
+"""Every benchmark and what it measures."""
