@@ -100,10 +100,14 @@ def run(options: Options) -> Iterator[Row]:
 # Models and prompts.
 
 
+def _one_device() -> jax.sharding.Mesh:
+  return sharding.make_mesh({}, jax.devices()[:1])
+
+
 @functools.lru_cache(maxsize=2)
 def _params(model: Model) -> Params:
   """Random weights in the dtype of the activations."""
-  definition, mesh = model.definition, sharding.make_mesh({})
+  definition, mesh = model.definition, _one_device()
   if model.trunk.dtype == 'float32':
     return definition.init(jax.random.key(0), mesh)
   cast = jax.jit(lambda a: (jnp.zeros(a.shape, model.trunk.dtype) + jnp.asarray(0.01, model.trunk.dtype)), static_argnums=0)
@@ -124,7 +128,7 @@ def _deep(batch: TokenBatch, depth: int) -> TokenBatch:
 
 
 def _writer(model: Model, **config: Any) -> Decoder:
-  return Decoder(model.definition, model.layout, sharding.make_mesh({}), DecodeConfig(**config))
+  return Decoder(model.definition, model.layout, _one_device(), DecodeConfig(**config))
 
 
 def _rollout(model: Model, batch: int, params: Params, length: int = PROMPT, **config: Any) -> Callable[[], Completions]:
@@ -145,14 +149,13 @@ def _products(params: Params, batch: int, steps: int, dtype: str = 'float32') ->
   def loop(layers: list, head: jax.Array, x: jax.Array) -> jax.Array:
     def step(_: jax.Array, x: jax.Array) -> jax.Array:
       for query, key, value, out, gate, up, down in layers:
-        mixed = x @ query + (x @ key + x @ value)[:, :1]
-        x = mixed @ out
-        x = ((x @ gate) * (x @ up)) @ down
-      return x + 1e-9 * jnp.sum(x @ head, axis=-1, keepdims=True)
+        x = 1 + 0.1 * ((x @ query + (x @ key + x @ value)[:, :1]) @ out)
+        x = 1 + 0.1 * (((x @ gate) * (x @ up)) @ down)
+      return x + 1e-3 * jnp.sum(x @ head, axis=-1, keepdims=True)
 
     return jax.lax.fori_loop(0, steps, step, x)
 
-  start = jnp.full((batch, stacked['query_kernel'].shape[1]), 1e-3, dtype)
+  start = jnp.ones((batch, stacked['query_kernel'].shape[1]), dtype)
   return lambda: loop(layers, params['text_head'], start)
 
 
@@ -183,17 +186,20 @@ def _images(case: str, model: Model, batch: int, guidance: float, runs: int) -> 
   yield row(case, 'images', images / taken, '1/s', runs, floor=images / least, less_is_better=False)
 
 
-def _eager(params: Params, layout_: Layout) -> Params:
-  """The same weights, but images are begun every few dozen positions of text."""
-  head = np.array(params['text_head']) * 0.02
-  embedding = np.array(params['backbone']['text_embedding'])
-  # Any word makes the begin token likelier by the same: the direction that all words share.
-  shared = np.zeros(embedding.shape[1], np.float32)
-  shared[0] = 1.0
-  embedding[:, 0] = 3.0
-  head[:, layout_.block.begin] = 0.8 * shared
-  backbone = params['backbone'] | {'text_embedding': jnp.asarray(embedding)}
-  return params | {'text_head': jnp.asarray(head), 'backbone': backbone}
+def _eager(params: Params, layout_: Layout, every: int = 40) -> Params:
+  """The same weights, but an image is begun after `every` positions of text on average.
+
+  One coordinate of the hidden state is made the same at all positions, large, and the begin token's logit hangs on it.
+  """
+  params = jax.tree.map(np.array, params)
+  backbone, head = params['backbone'], params['text_head']
+  backbone['text_embedding'][:, 0], backbone['place_embedding'][:, 0] = 20.0, 0.0
+  backbone['code_embedding'][:, 0] = 20.0 / layout_.block.depth
+  for name in ('out_kernel', 'down_kernel'):
+    backbone['trunk']['layers'][name][..., 0] = 0.0
+  head[0] = 0.0
+  head[0, layout_.block.begin] = np.log(head.shape[1] / every) / np.sqrt(len(head))
+  return jax.tree.map(jnp.asarray, params)
 
 
 def _group(case: str, runs: int) -> Row:

@@ -229,10 +229,11 @@ class Decoder:
     config = self.config
     prompts = jax.tree.map(self._rows, prompts)
     branches = [self._branch(model, prompts, kind) for kind in config.branches]
-    each = lambda *parts: self._rows(jnp.repeat(jnp.stack(parts, axis=1), group, axis=0).reshape(-1, *parts[0].shape[1:]))
+    rows = len(prompts.text) * group
+    each = lambda *parts: self._rows(jnp.repeat(jnp.stack(parts, axis=1), group, axis=0).reshape(
+        rows * len(parts), *parts[0].shape[1:]))
     hidden, cache, seen = jax.tree.map(each, *branches)
     position = jnp.stack([jnp.sum(real, axis=1) for _, _, real in branches], axis=1)
-    rows = len(prompts.text) * group
     count = jnp.zeros(rows, jnp.int32)
     idle = jnp.repeat(~jnp.any(prompts.document > 0, axis=1), group)
     words = model.config.vocabulary if config.text_repetition != 1.0 else 0

@@ -47,6 +47,9 @@ def check(config: ml_collections.ConfigDict | None = None) -> None:
       ('memory', f'{memory:.1f} GiB, {available:.1f} GiB available'),
       ('disk here', f'{shutil.disk_usage(".").free / 2**30:.1f} GiB free'),
   ]
+  if platform.system() == 'Linux':
+    large = 'hugetlb=1' in os.environ.get('GLIBC_TUNABLES', '')
+    rows.append(('large pages', 'on' if large else 'off; GLIBC_TUNABLES=glibc.malloc.hugetlb=1 makes a CPU a quarter faster'))
   rows += _devices(config, problems)
   for extra, modules in EXTRAS.items():
     missing = [m for m in modules if importlib.util.find_spec(m) is None]

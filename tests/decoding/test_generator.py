@@ -83,11 +83,11 @@ def test_without_an_image_decoder_codes_remain_and_rows_fit_the_mesh(parts):
   assert found and all(isinstance(i, Image) and i.data == b'' and i.codes.shape == (4, 1) for i in found)
 
 
-def test_segments_come_as_they_are_completed(generator):
+def test_segments_come_as_they_are_completed(parts, generator):
   whole = generator.generate(QUESTIONS[:3], n=3, seed=2)
-  streamed = {}
-  order = []
-  for said in generator.stream(QUESTIONS[:3], n=3, seed=2):
+  chunked = Generator(*parts, pictures, small_model.one_device(), dataclasses.replace(CONFIG, chunk=4))
+  streamed, order = {}, []
+  for said in chunked.stream(QUESTIONS[:3], n=3, seed=2):
     streamed.setdefault((said.question, said.answer), []).append(said.segment)
     order.append((said.question, said.answer))
   for (i, g), segments in streamed.items():
