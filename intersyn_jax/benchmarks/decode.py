@@ -114,7 +114,8 @@ def _params(model: Model) -> Params:
   return jax.tree.map(lambda a: cast(jax.ShapeDtypeStruct(a.shape, a.dtype)), definition.shapes)
 
 
-def _prompts(count: int, length: int, vocabulary: int) -> TokenBatch:
+def prompts(count: int, length: int, vocabulary: int) -> TokenBatch:
+  """Rows of random words, [count,length]."""
   text = np.random.default_rng(0).integers(len(SPECIALS), vocabulary, (count, length)).astype(np.int32)
   zeros = np.zeros_like(text)
   return TokenBatch(
@@ -133,9 +134,9 @@ def _writer(model: Model, **config: Any) -> Decoder:
 
 def _rollout(model: Model, batch: int, params: Params, length: int = PROMPT, **config: Any) -> Callable[[], Completions]:
   writer = _writer(model, **config)
-  prompts = jax.device_put(_deep(_prompts(batch, length, model.vocabulary), model.depth))
+  rows = jax.device_put(_deep(prompts(batch, length, model.vocabulary), model.depth))
   requests = np.arange(batch, dtype=np.uint32)
-  return lambda: writer.rollout(params, prompts, requests, 0, group=1)
+  return lambda: writer.rollout(params, rows, requests, 0, group=1)
 
 
 def _products(params: Params, batch: int, steps: int, dtype: str = 'float32') -> Callable[[], jax.Array]:
@@ -205,10 +206,10 @@ def _eager(params: Params, layout_: Layout, every: int = 40) -> Params:
 def _group(case: str, runs: int) -> Row:
   """Milliseconds until eight rows of one prompt of 1,024 stand ready; the peer is ourselves with one row."""
   params, writer = _params(SMALL), _writer(SMALL, max_positions=NEW)
-  prompts = jax.device_put(_prompts(1, 1024, SMALL.vocabulary))
-  start = jax.jit(lambda params, prompts, group: writer.resize(writer.start(
-      writer.bind(params), prompts, jnp.arange(group, dtype=jnp.uint32), group), 1024, NEW), static_argnums=2)
-  eight, one = seconds(lambda: start(params, prompts, 8), lambda: start(params, prompts, 1), runs=runs)
+  rows = jax.device_put(prompts(1, 1024, SMALL.vocabulary))
+  start = jax.jit(lambda params, rows, group: writer.resize(writer.start(
+      writer.bind(params), rows, jnp.arange(group, dtype=jnp.uint32), group), 1024, NEW), static_argnums=2)
+  eight, one = seconds(lambda: start(params, rows, 8), lambda: start(params, rows, 1), runs=runs)
   return row(case, 'prefill', 1000 * eight, 'ms', runs, peer=1000 * one, peer_name='group of 1')
 
 
@@ -253,7 +254,7 @@ def _transformers(model: Model, params: Params, batch: int) -> Callable[[], Any]
   with tempfile.TemporaryDirectory() as folder:
     export_llama(model, params, pathlib.Path(folder))
     theirs = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-  ids = torch.from_numpy(np.asarray(_prompts(batch, PROMPT, model.vocabulary).text).astype(np.int64))
+  ids = torch.from_numpy(np.asarray(prompts(batch, PROMPT, model.vocabulary).text).astype(np.int64))
   settings = transformers.GenerationConfig(do_sample=True, top_k=0, top_p=1.0, max_new_tokens=NEW, min_new_tokens=NEW,
                                            eos_token_id=None, pad_token_id=0)
 

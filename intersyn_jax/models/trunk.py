@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from intersyn_jax.errors import UserError
-from intersyn_jax.models.definition import constant, param, stacked
+from intersyn_jax.models.definition import Params, constant, param, stacked
 
 _REMAT = {
     'none': None,
@@ -170,12 +170,12 @@ class Trunk(nnx.Module):
     """The layers one by one. Slice before a decode loop: inside it every step would copy all weights again."""
     return self.with_layers(self.layer_params())
 
-  def layer_params(self) -> list[nnx.State]:
+  def layer_params(self) -> list[Params]:
     """The parameters of each layer by itself."""
-    params = nnx.split(self.layers)[1]
+    params = nnx.to_pure_dict(nnx.split(self.layers)[1])
     return [jax.tree.map(lambda a, i=i: a[i], params) for i in range(self.config.layers)]
 
-  def with_layers(self, params: list[nnx.State]) -> list[Layer]:
+  def with_layers(self, params: list[Params]) -> list[Layer]:
     """Layers that have these parameters."""
     graph = nnx.split(self.layers)[0]
     return [nnx.merge(graph, one) for one in params]

@@ -19,7 +19,7 @@ from jax.experimental.layout import Format, Layout
 from jax.sharding import NamedSharding, PartitionSpec
 
 from intersyn_jax import sharding
-from intersyn_jax.benchmarks.decode import LARGE
+from intersyn_jax.benchmarks.decode import LARGE, prompts
 from intersyn_jax.decoding.config import DecodeConfig
 from intersyn_jax.decoding.decoder import Decoder
 
@@ -37,18 +37,14 @@ def compiled():
   stacked = lambda params: decoder.definition.bind(params).backbone.trunk.layer_params()
   layers = jax.eval_shape(stacked, shapes)
   axes = decoder.definition.axes['backbone']['trunk']['layers']
-  named = lambda path: _find(axes, path)[1:]
-  layer_places = [jax.tree_util.tree_map_with_path(
-      lambda path, a: NamedSharding(mesh, sharding.spec(mesh, named(path), a.shape)), one) for one in layers]
+  layer_places = [jax.tree.map(lambda a, names: NamedSharding(mesh, sharding.spec(mesh, names[1:], a.shape)), one, axes)
+                  for one in layers]
 
-  def begin(params, prompts, requests):
+  def begin(params, rows, requests):
     model = decoder.definition.bind(params)
-    return decoder.resize(decoder.start(model, prompts, requests, 1), CACHE - CHUNK, CHUNK)
+    return decoder.resize(decoder.start(model, rows, requests, 1), CACHE - CHUNK, CHUNK)
 
-  from intersyn_jax.benchmarks.decode import _prompts
-  prompts = jax.tree.map(jnp.asarray, _prompts(BATCH, 64, LARGE.vocabulary))
-  with jax.sharding.use_mesh(mesh) if hasattr(jax.sharding, 'use_mesh') else mesh:
-    state = jax.eval_shape(begin, shapes, prompts, jnp.zeros(BATCH, jnp.uint32))
+  state = jax.eval_shape(begin, shapes, prompts(BATCH, 64, LARGE.vocabulary), jax.ShapeDtypeStruct((BATCH,), jnp.uint32))
   cached = lambda a: a.ndim == 4
   state_places = jax.tree.map(lambda a: NamedSharding(
       mesh, PartitionSpec(None, ('tensor',)) if cached(a) else PartitionSpec()), state)
@@ -63,12 +59,6 @@ def compiled():
   found = program.lower(shapes, layers, state, jax.ShapeDtypeStruct((), jnp.int32)).compile()
   cache_bytes = sum(np.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(state) if cached(a))
   return found.memory_analysis(), cache_bytes / 16
-
-
-def _find(axes, path):
-  for key in path:
-    axes = axes[key.key if hasattr(key, 'key') else key.name]
-  return axes
 
 
 def test_the_cache_is_updated_in_place(compiled):
