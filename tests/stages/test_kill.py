@@ -13,6 +13,9 @@ import jax
 import numpy as np
 import pytest
 
+import intersyn_jax
+from intersyn_jax.errors import UserError
+from intersyn_jax.interleave.types import images_of
 from intersyn_jax.stages import PIPELINE
 from intersyn_jax.training import checkpoints
 from intersyn_jax.training.trees import flat, nested
@@ -167,3 +170,25 @@ def test_curves_are_equal(folders):
   assert plain.keys() == killed.keys()
   for name in plain:
     assert plain[name] == killed[name], name
+
+
+def test_a_finished_folder_answers_from_python(folders, tmp_path):
+  generator = intersyn_jax.Generator.from_workdir(folders[0], max_positions=40, rows=8, image_temperature=0.0)
+  (answers,) = generator.generate('show a red circle top left on sand , then paint the red circle green . use two pictures .', n=3)
+  assert len(answers) == 3 and generator.server.decoder.config.max_positions == 40
+  pictures = [image.pil() for answer in answers for image in images_of(answer.turns[-1].answer)]
+  assert all(picture.size == (32, 32) for picture in pictures)
+  for arguments, words in (((tmp_path,), 'no work folder here'), ((folders[0], 'best'), "there is no policy 'best'"),
+                           ((folders[0], 'finetune_gold'), 'policy finetune_gold is not trained')):
+    with pytest.raises(UserError, match=words):
+      intersyn_jax.Generator.from_workdir(*arguments)
+  with pytest.raises(UserError, match='decode has no field warmth'):
+    intersyn_jax.Generator.from_workdir(folders[0], warmth=2)
+
+
+def test_a_work_folder_names_no_code_to_load(folders, tmp_path):
+  config = json.loads((folders[0] / 'config.json').read_text())
+  config['model']['image_head'] = 'os:system'
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  with pytest.raises(UserError, match='image_head is os:system'):
+    intersyn_jax.Generator.from_workdir(tmp_path)
