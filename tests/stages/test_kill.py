@@ -174,7 +174,8 @@ def test_curves_are_equal(folders):
 
 def test_a_finished_folder_answers_from_python(folders, tmp_path):
   generator = intersyn_jax.Generator.from_workdir(folders[0], max_positions=40, rows=8, image_temperature=0.0)
-  (answers,) = generator.generate('show a red circle top left on sand , then paint the red circle green . use two pictures .', n=3)
+  question = 'show a red circle top left on sand , then paint the red circle green . use two pictures .'
+  (answers,) = generator.generate(question, n=3)
   assert len(answers) == 3 and generator.server.decoder.config.max_positions == 40
   pictures = [image.pil() for answer in answers for image in images_of(answer.turns[-1].answer)]
   assert all(picture.size == (32, 32) for picture in pictures)
