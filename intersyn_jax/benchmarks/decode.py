@@ -75,7 +75,7 @@ class Model(NamedTuple):
 
 SMALL = Model('7M', TrunkConfig(width=256, layers=6, heads=8, kv_heads=8, head_width=32, mlp_width=1024), 2048)
 MEDIUM = Model('40M', TrunkConfig(width=512, layers=12, heads=8, kv_heads=8, head_width=64, mlp_width=1536), 2048)
-RESIDUAL = SMALL._replace(name='7M, D = 4', depth=4)
+RESIDUAL = SMALL._replace(name='7M D=4', depth=4)
 LARGE = Model('7B', TrunkConfig(width=4096, layers=32, heads=32, kv_heads=32, head_width=128, mlp_width=11008,
                                 dtype='bfloat16'), 32_000, places=256, codebook=16_384)
 
@@ -87,13 +87,13 @@ def run(options: Options) -> Iterator[Row]:
     return
   for model in (SMALL, MEDIUM):
     for batch in (1, 8, 32):
-      if options.wants(case := f'text, {model.name}, batch {batch}'):
+      if options.wants(case := f'text {model.name} batch {batch}'):
         yield _text(case, model, batch, options.runs)
   for model in (SMALL, RESIDUAL):
     for guidance in (1.0, 3.0):
-      if options.wants(case := f'images, {model.name}, batch 8, guidance {"on" if guidance > 1 else "off"}'):
+      if options.wants(case := f'images {model.name} batch 8 {"guided" if guidance > 1 else "plain"}'):
         yield from _images(case, model, 8, guidance, options.runs)
-  if options.wants(case := 'group of 8, prompt 1024, 7M'):
+  if options.wants(case := 'group of 8 prompt 1024 7M'):
     yield _group(case, options.runs)
 
 
@@ -218,8 +218,8 @@ def _large(options: Options) -> Iterator[Row]:
   bandwidth = _bandwidth(options.runs)
   yield row('copy', 'bandwidth', bandwidth / 1e9, 'GB/s', options.runs, less_is_better=False)
   for model, batch, prompt in ((LARGE, 1, PROMPT), (LARGE, 8, PROMPT), (LARGE, 64, 1024),
-                               (LARGE._replace(name='7B, D = 4', depth=4), 8, PROMPT)):
-    case = f'text, {model.name}, batch {batch}, prompt {prompt}'
+                               (LARGE._replace(name='7B D=4', depth=4), 8, PROMPT)):
+    case = f'text {model.name} batch {batch} prompt {prompt}'
     if not options.wants(case):
       continue
     params = _params(model)
@@ -251,6 +251,7 @@ def _transformers(model: Model, params: Params, batch: int) -> Callable[[], Any]
     return None
   torch.set_num_threads(os.cpu_count() or 1)
   transformers.logging.set_verbosity_error()
+  transformers.utils.logging.disable_progress_bar()
   with tempfile.TemporaryDirectory() as folder:
     export_llama(model, params, pathlib.Path(folder))
     theirs = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
