@@ -39,6 +39,12 @@ from intersyn_jax.models.trunk import TrunkConfig
 PROMPT, NEW = 64, 192
 """Positions of a prompt, and positions written after it."""
 
+HEADS = 8
+"""Heads of the models for a CPU."""
+
+CHUNK = 32
+"""Positions after which the cache grows for the first time."""
+
 SPECIALS = ('<pad>', '<s>', '</s>', '<user>', '<model>', '<image>', '</image>', '<think>', '</think>', '<vis>', '</vis>')
 
 
@@ -73,8 +79,8 @@ class Model(NamedTuple):
         image_head='flat' if self.depth == 1 else 'residual'))
 
 
-SMALL = Model('7M', TrunkConfig(width=256, layers=6, heads=8, kv_heads=8, head_width=32, mlp_width=1024), 2048)
-MEDIUM = Model('40M', TrunkConfig(width=512, layers=12, heads=8, kv_heads=8, head_width=64, mlp_width=1536), 2048)
+SMALL = Model('7M', TrunkConfig(width=256, layers=6, heads=HEADS, kv_heads=HEADS, head_width=32, mlp_width=1024), 2048)
+MEDIUM = Model('40M', TrunkConfig(width=512, layers=12, heads=HEADS, kv_heads=HEADS, head_width=64, mlp_width=1536), 2048)
 RESIDUAL = SMALL._replace(name='7M D=4', depth=4)
 LARGE = Model('7B', TrunkConfig(width=4096, layers=32, heads=32, kv_heads=32, head_width=128, mlp_width=11008,
                                 dtype='bfloat16'), 32_000, places=256, codebook=16_384)
@@ -88,7 +94,7 @@ def run(options: Options) -> Iterator[Row]:
   for model in (SMALL, MEDIUM):
     for batch in (1, 8, 32):
       if options.wants(case := f'text {model.name} batch {batch}'):
-        yield _text(case, model, batch, options.runs)
+        yield from _text(case, model, batch, options.runs)
   for model in (SMALL, RESIDUAL):
     for guidance in (1.0, 3.0):
       if options.wants(case := f'images {model.name} batch 8 {"guided" if guidance > 1 else "plain"}'):
@@ -139,47 +145,61 @@ def _rollout(model: Model, batch: int, params: Params, length: int = PROMPT, **c
   return lambda: writer.rollout(params, rows, requests, 0, group=1)
 
 
-def _products(params: Params, batch: int, steps: int, dtype: str = 'float32') -> Callable[[], jax.Array]:
-  """The floor: the matrix products of `steps` steps, each weight by itself, each product waiting for the one before."""
+def _products(params: Params, batch: int, steps: int, places: int = 0) -> Callable[[], jax.Array]:
+  """The floor: the matrix products of `steps` steps, each weight by itself, each product waiting for the one before.
+
+  With `places` also those of attention, queries with keys and weights with values, over so many places of a cache.
+  """
   stacked = params['backbone']['trunk']['layers']
-  count = stacked['query_kernel'].shape[0]
+  count, width = stacked['query_kernel'].shape[:2]
   names = ('query_kernel', 'key_kernel', 'value_kernel', 'out_kernel', 'gate_kernel', 'up_kernel', 'down_kernel')
   layers = [[jnp.asarray(stacked[name][i]) for name in names] for i in range(count)]
+  cache = [jnp.full((2, batch, HEADS, places, stacked['key_kernel'].shape[2] // HEADS), 0.01 + i) for i in range(count)]
+
+  def attend(query: jax.Array, held: jax.Array) -> jax.Array:
+    keys, values = held
+    weights = jnp.einsum('bkh,bksh->bks', query.reshape(batch, HEADS, -1), keys)
+    return jnp.einsum('bks,bksh->bkh', weights, values).reshape(batch, -1) / places
 
   @jax.jit
-  def loop(layers: list, head: jax.Array, x: jax.Array) -> jax.Array:
+  def loop(layers: list, cache: list, head: jax.Array, x: jax.Array) -> jax.Array:
     def step(_: jax.Array, x: jax.Array) -> jax.Array:
-      for query, key, value, out, gate, up, down in layers:
-        x = 1 + 0.1 * ((x @ query + (x @ key + x @ value)[:, :1]) @ out)
+      for (query, key, value, out, gate, up, down), held in zip(layers, cache, strict=True):
+        mixed = x @ query + (x @ key + x @ value)[:, :1]
+        if places:
+          mixed = mixed + 1e-6 * attend(mixed, held)
+        x = 1 + 0.1 * (mixed @ out)
         x = 1 + 0.1 * (((x @ gate) * (x @ up)) @ down)
       return x + 1e-3 * jnp.sum(x @ head, axis=-1, keepdims=True)
 
     return jax.lax.fori_loop(0, steps, step, x)
 
-  start = jnp.ones((batch, stacked['query_kernel'].shape[1]), dtype)
-  return lambda: loop(layers, params['text_head'], start)
+  start = jnp.ones((batch, width))
+  return lambda: loop(layers, cache, params['text_head'], start)
 
 
 # Cases.
 
 
-def _text(case: str, model: Model, batch: int, runs: int) -> Row:
-  """Milliseconds a step of text, against `generate` and the matrix products."""
+def _text(case: str, model: Model, batch: int, runs: int) -> Iterator[Row]:
+  """Milliseconds a step of text, against `generate` and the matrix products, of the weights and of attention too."""
   params = _params(model)
   # Nothing but the room ends a completion: the stop token is one that no model may choose.
-  ours = _rollout(model, batch, params, max_positions=NEW, max_images=0, stop=('<pad>',))
-  functions: list[Callable[[], Any]] = [ours, _products(params, batch, NEW)]
+  ours = _rollout(model, batch, params, max_positions=NEW, max_images=0, stop=('<pad>',), chunk=CHUNK)
+  functions: list[Callable[[], Any]] = [ours, _products(params, batch, NEW), _products(params, batch, NEW, PROMPT + NEW // 2)]
   peer = _transformers(model, params, batch)
   functions += [peer] if peer else []
   taken = [1000 * s / NEW for s in seconds(*functions, runs=runs)]
-  return row(case, 'sampled step', taken[0], 'ms', runs, peer=taken[2] if peer else None,
-             peer_name='transformers generate' if peer else None, floor=taken[1])
+  yield row(case, 'sampled step', taken[0], 'ms', runs, peer=taken[3] if peer else None,
+            peer_name='transformers generate' if peer else None, floor=taken[1])
+  yield row(case, 'sampled step, attention in the floor', taken[0], 'ms', runs, floor=taken[2])
 
 
 def _images(case: str, model: Model, batch: int, guidance: float, runs: int) -> Iterator[Row]:
   """Tokens and images a second of a stream in which about half of the positions are of images."""
   params = _eager(_params(model), model.layout)
-  ours = _rollout(model, batch, params, max_positions=4 * NEW, max_images=4, guidance=guidance, stop=('<pad>',))
+  ours = _rollout(model, batch, params, max_positions=4 * NEW, max_images=4, guidance=guidance, stop=('<pad>',),
+                  chunk=CHUNK)
   done = jax.device_get(ours().tokens)
   positions, images = int((done.modality != PADDING).sum()), int((done.modality == CODES).sum()) // model.places
   taken, least = seconds(ours, _products(params, batch * (2 if guidance > 1 else 1), 4 * NEW), runs=runs)

@@ -16,7 +16,7 @@ from intersyn_jax.errors import UserError
 from intersyn_jax.interleave.layout import CODES, PADDING
 from intersyn_jax.models.trunk import TrunkConfig
 
-TINY = decode.Model('tiny', TrunkConfig(width=32, layers=2, heads=2, kv_heads=2, head_width=16, mlp_width=64), 64, places=4,
+TINY = decode.Model('tiny', TrunkConfig(width=32, layers=2, heads=8, kv_heads=8, head_width=4, mlp_width=64), 64, places=4,
                     codebook=16)
 FIELDS = {'case', 'metric', 'ours', 'peer', 'peer_name', 'ratio', 'floor_fraction', 'unit', 'runs', 'device', 'versions'}
 
@@ -48,8 +48,8 @@ def test_rows_are_written_whole(tmp_path, capsys):
 
 
 def test_cases_measure_what_they_say():
-  text = decode._text('text', TINY, 8, 1)
-  assert text['ours'] > 0 and text['floor_fraction'] > 0 and text['unit'] == 'ms'
+  text = list(decode._text('text', TINY, 8, 1))
+  assert all(r['ours'] > 0 and r['floor_fraction'] > 0 and r['unit'] == 'ms' for r in text) and len(text) == 2
   images = list(decode._images('images', TINY._replace(depth=4), 8, 2.0, 1))
   assert [r['metric'] for r in images] == ['positions', 'images'] and all(r['ours'] > 0 for r in images)
   assert images[0]['ours'] / images[1]['ours'] > TINY.places
@@ -68,6 +68,7 @@ def test_the_floor_computes_every_product():
   """Each weight matters to what the loop gives, so that no product can be left out."""
   params = jax.tree.map(np.asarray, decode._params(TINY))
   before = np.asarray(decode._products(params, 8, 3)())
+  assert np.isfinite(before).all() and not np.array_equal(before, np.asarray(decode._products(params, 8, 3, places=5)()))
   layers = params['backbone']['trunk']['layers']
   for name in ('query_kernel', 'key_kernel', 'value_kernel', 'out_kernel', 'gate_kernel', 'up_kernel', 'down_kernel'):
     changed = params | {'backbone': params['backbone'] | {'trunk': params['backbone']['trunk'] | {
