@@ -288,10 +288,9 @@ def _transformers(model: Model, params: Params, batch: int) -> Callable[[], Any]
   return generate
 
 
-def export_llama(model: Model, params: Params, folder: pathlib.Path) -> None:
-  """Writes the text side as a safetensors folder that LlamaForCausalLM loads."""
-  from safetensors.numpy import save_file
-  backbone, trunk = params['backbone'], model.trunk
+def llama_tensors(params: Params) -> dict[str, np.ndarray]:
+  """The text side under the names of transformers, whose linear layers hold [outputs, inputs]."""
+  backbone = params['backbone']
   layers = backbone['trunk']['layers']
   names = {'self_attn.q_proj': 'query_kernel', 'self_attn.k_proj': 'key_kernel', 'self_attn.v_proj': 'value_kernel',
            'self_attn.o_proj': 'out_kernel', 'mlp.gate_proj': 'gate_kernel', 'mlp.up_proj': 'up_kernel',
@@ -299,11 +298,18 @@ def export_llama(model: Model, params: Params, folder: pathlib.Path) -> None:
   host = lambda a: np.ascontiguousarray(np.asarray(a, np.float32))
   found = {'model.embed_tokens.weight': host(backbone['text_embedding']), 'lm_head.weight': host(params['text_head'].T),
            'model.norm.weight': host(backbone['trunk']['norm']['scale'])}
-  for i in range(trunk.layers):
+  for i in range(len(layers['query_kernel'])):
     found |= {f'model.layers.{i}.{theirs}.weight': host(layers[ours][i].T) for theirs, ours in names.items()}
     found[f'model.layers.{i}.input_layernorm.weight'] = host(layers['attention_norm']['scale'][i])
     found[f'model.layers.{i}.post_attention_layernorm.weight'] = host(layers['mlp_norm']['scale'][i])
-  save_file(found, folder / 'model.safetensors', metadata={'format': 'pt'})
+  return found
+
+
+def export_llama(model: Model, params: Params, folder: pathlib.Path) -> None:
+  """Writes the text side as a safetensors folder that LlamaForCausalLM loads."""
+  from safetensors.numpy import save_file
+  trunk = model.trunk
+  save_file(llama_tensors(params), folder / 'model.safetensors', metadata={'format': 'pt'})
   (folder / 'config.json').write_text(json.dumps(dict(
       architectures=['LlamaForCausalLM'], model_type='llama', vocab_size=model.vocabulary, hidden_size=trunk.width,
       intermediate_size=trunk.mlp_width, num_hidden_layers=trunk.layers, num_attention_heads=trunk.heads,

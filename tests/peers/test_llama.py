@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 
+from intersyn_jax.benchmarks.decode import llama_tensors
 from intersyn_jax.interleave.layout import TEXT, TokenBatch
 from intersyn_jax.models import unified
 from intersyn_jax.models.trunk import TrunkConfig
@@ -29,23 +30,6 @@ def weights(definition) -> dict:
     return values * np.float32(SCALE.get(name, 1.5 * shape.shape[-2] ** -0.5))
 
   return jax.tree_util.tree_map_with_path(draw, definition.shapes)
-
-
-def as_llama(params: dict) -> dict[str, torch.Tensor]:
-  """The names and the orientation of transformers: its linear layers hold [outputs, inputs]."""
-  backbone = params['backbone']
-  layers = backbone['trunk']['layers']
-  names = {'self_attn.q_proj': 'query_kernel', 'self_attn.k_proj': 'key_kernel', 'self_attn.v_proj': 'value_kernel',
-           'self_attn.o_proj': 'out_kernel', 'mlp.gate_proj': 'gate_kernel', 'mlp.up_proj': 'up_kernel',
-           'mlp.down_proj': 'down_kernel'}
-  found = {'model.embed_tokens.weight': backbone['text_embedding'], 'model.norm.weight': backbone['trunk']['norm']['scale'],
-           'lm_head.weight': params['text_head'].T}
-  for i in range(LAYERS):
-    for theirs, ours in names.items():
-      found[f'model.layers.{i}.{theirs}.weight'] = layers[ours][i].T
-    found[f'model.layers.{i}.input_layernorm.weight'] = layers['attention_norm']['scale'][i]
-    found[f'model.layers.{i}.post_attention_layernorm.weight'] = layers['mlp_norm']['scale'][i]
-  return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in found.items()}
 
 
 def text_rows(text: np.ndarray, document: np.ndarray, position: np.ndarray) -> TokenBatch:
@@ -72,7 +56,8 @@ def models():
       vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=MLP, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
       num_key_value_heads=KV_HEADS, head_dim=HEAD_WIDTH, rope_theta=5000.0, rms_norm_eps=3e-5, tie_word_embeddings=False,
       attention_bias=False, mlp_bias=False, max_position_embeddings=128, attn_implementation='eager')).float().eval()
-  theirs.load_state_dict(as_llama(params), strict=True)
+  tensors = {name: torch.from_numpy(value) for name, value in llama_tensors(params).items()}
+  theirs.load_state_dict(tensors, strict=True)
   return ours, theirs
 
 
