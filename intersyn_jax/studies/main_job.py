@@ -36,8 +36,8 @@ SHARED = ('data', 'tokenizer')
 CONTROLS = ('finetune_k0', 'finetune_gold')
 SECONDS: Mapping[str, Mapping[str, float]] = {
     'smoke': dict.fromkeys((*PIPELINE, 'controls'), 9.0),
-    'tiny': {'data': 25, 'tokenizer': 40, 'warmup': 300, 'judge': 60, 'synthesize': 90, 'finetune': 90, 'grpo': 240,
-             'controls': 180, 'evaluate': 150, 'report': 5},
+    'tiny': {'data': 10, 'tokenizer': 25, 'warmup': 370, 'judge': 330, 'synthesize': 175, 'finetune': 60, 'grpo': 150,
+             'controls': 120, 'evaluate': 200, 'report': 1},
 }
 """What stages take on 2 CPU cores, seconds, by the name of the configuration's size."""
 
