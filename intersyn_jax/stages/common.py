@@ -134,7 +134,7 @@ class Run:
       path = self.workdir / name / 'config.json'
       if name in REDONE or not path.exists():
         continue
-      difference = first_difference(_read_json(path), sections_of(name, self._plain))
+      difference = first_difference(read_json(path), sections_of(name, self._plain))
       if difference is not None:
         field, old, new = difference
         later = [s for s in PIPELINE[PIPELINE.index(name):] if (self.workdir / s).exists()]
@@ -152,7 +152,7 @@ class Run:
     mine = sections_of(stage, self._plain)
     path = directory / 'config.json'
     if self.active:
-      changed = path.exists() and first_difference(_read_json(path), mine) is not None
+      changed = path.exists() and first_difference(read_json(path), mine) is not None
       if stage in REDONE and (changed or self.summary(stage) is not None):
         directory.rmtree()
       directory.mkdir(parents=True, exist_ok=True)
@@ -200,7 +200,7 @@ class Run:
   def summary(self, stage: str) -> dict[str, Any] | None:
     """The stage's summary, None where it has not ended yet."""
     path = self.workdir / stage / 'summary.json'
-    return _read_json(path) if path.exists() else None
+    return read_json(path) if path.exists() else None
 
   def complete(self, stage: str) -> bool:
     """True where the stage has ended with the values that it would be run with now.
@@ -303,7 +303,8 @@ def _json_value(value: Any) -> Any:
   return number if number - number == 0 else None  # neither infinite nor NaN
 
 
-def _read_json(path: epath.Path) -> dict[str, Any]:
+def read_json(path: epath.Path) -> dict[str, Any]:
+  """What a file of a work folder holds. Raises UserError where that is no JSON."""
   try:
     return json.loads(path.read_text())
   except json.JSONDecodeError as e:

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import ml_collections
@@ -19,7 +18,7 @@ from etils import epath
 from intersyn_jax.decoding import generator
 from intersyn_jax.decoding.config import DecodeConfig
 from intersyn_jax.errors import UserError
-from intersyn_jax.stages.common import Run
+from intersyn_jax.stages.common import Run, read_json
 from intersyn_jax.stages.parts import POLICIES, Parts, policy_folder
 from intersyn_jax.training import checkpoints
 
@@ -42,7 +41,7 @@ class Generator(generator.Generator):
     folder = epath.Path(workdir)
     if not (folder / 'config.json').exists():
       raise UserError(f'{workdir}: no work folder here (it has no config.json); name the --workdir of a run')
-    config = ml_collections.ConfigDict(json.loads((folder / 'config.json').read_text()))
+    config = ml_collections.ConfigDict(read_json(folder / 'config.json'))
     head = config.model.image_head
     if ':' in head and not head.startswith('intersyn_jax.'):
       raise UserError(f'{workdir}: config.model.image_head is {head}; code named by a work folder is loaded from intersyn_jax '

@@ -40,6 +40,12 @@ def test_too_long_questions_are_refused(start, monkeypatch):
     start(question='show one picture . ' * 40)
 
 
+def test_a_damaged_work_folder_is_named(tmp_path):
+  (tmp_path / 'config.json').write_text('{"model": ')
+  with pytest.raises(UserError, match='config.json: not JSON'):
+    sample.Generator.from_workdir(tmp_path)
+
+
 def test_strange_words_are_found():
   assert sample.strange_words('Given a small red circle on sand, paint the red circle blue. Show one picture.') == []
   assert sample.strange_words('paint a dragon , a dragon and a wizard') == ['dragon', 'wizard']
