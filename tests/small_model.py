@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -32,7 +33,7 @@ def lined(depth: int = 1) -> Layout:
   """Two lines of two codes, each closed by a forced token, then two forced ones: a template with all there can be."""
   close, end = tokenizer().encode('a')[0], tokenizer().special('</image>')
   template = (CODE, CODE, close, CODE, CODE, close, end)
-  return Layout(tokenizer(), ImageBlock(tokenizer().special('<image>'), template, depth, CODEBOOK))
+  return dataclasses.replace(plain(), block=ImageBlock(tokenizer().special('<image>'), template, depth, CODEBOOK))
 
 
 def definition(layout_: Layout, mix: int = 4, **trunk) -> Definition:
@@ -69,10 +70,10 @@ def eager(params, layout_: Layout, begin: float = 5.0, end: float = 3.5):
   """
   params = jax.tree.map(lambda a: a, params)
   backbone, special = params['backbone'], layout_.special
-  for name in ('text_embedding', 'code_embedding', 'place_embedding', 'mix_embedding'):
-    if name in backbone:
+  for tables in (backbone, backbone['image_embedding']):
+    for name in tables.keys() & {'text_embedding', 'code_embedding', 'place_embedding', 'mix_embedding'}:
       value = {'text_embedding': 2.0, 'code_embedding': 2.0 / layout_.block.depth}.get(name, 0.0)
-      backbone[name] = backbone[name].at[:, 0].set(value)
+      tables[name] = tables[name].at[:, 0].set(value)
   layers = backbone['trunk']['layers']
   for name in ('out_kernel', 'down_kernel'):
     layers[name] = layers[name].at[..., 0].set(0.0)

@@ -214,8 +214,9 @@ def _eager(params: Params, layout_: Layout, every: int = 40) -> Params:
   """
   params = jax.tree.map(np.array, params)
   backbone, head = params['backbone'], params['text_head']
-  backbone['text_embedding'][:, 0], backbone['place_embedding'][:, 0] = 20.0, 0.0
-  backbone['code_embedding'][:, 0] = 20.0 / layout_.block.depth
+  pictures = backbone['image_embedding']
+  backbone['text_embedding'][:, 0], pictures['place_embedding'][:, 0] = 20.0, 0.0
+  pictures['code_embedding'][:, 0] = 20.0 / layout_.block.depth
   for name in ('out_kernel', 'down_kernel'):
     backbone['trunk']['layers'][name][..., 0] = 0.0
   head[0] = 0.0

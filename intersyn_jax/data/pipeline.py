@@ -22,7 +22,7 @@ import grain
 import numpy as np
 
 from intersyn_jax.errors import UserError
-from intersyn_jax.interleave.layout import FILL, Layout, TokenBatch, tokenise
+from intersyn_jax.interleave.layout import FEATURES, FILL, Layout, TokenBatch, tokenise
 from intersyn_jax.interleave.types import Conversation
 
 NULLABLE = ('text_to_image',)
@@ -60,7 +60,8 @@ class Documents:
       keep: largest number of documents kept in memory.
 
     Raises:
-      UserError: an image without codes, a record that is too long, a split without usable records.
+      UserError: an image without codes or one to be read as features, a record that is too long, a split without usable
+        records.
     """
     if too_long not in ('error', 'drop'):
       raise UserError(f'too_long is {too_long!r}; set it to error or drop')
@@ -115,7 +116,12 @@ class Documents:
       yield from ((split, i, True) for split, i, _ in plain if split in NULLABLE and (split, i) in self._numbers)
 
   def _tokenise(self, split: str, number: int, drop: bool) -> TokenBatch:
-    return tokenise(self._sources[split][number], self._layout, loss_on_forced=self._loss_on_forced, drop_question=drop)
+    record = self._sources[split][number]
+    document = tokenise(record, self._layout, loss_on_forced=self._loss_on_forced, drop_question=drop)
+    if (document.modality == FEATURES).any():
+      raise UserError(f'record {record.id} of split {split} has a picture in a question, which this family reads as features; '
+                      'training batches carry codes alone: leave such records out')
+    return document
 
   def rows(self, rows: Sequence[Sequence[int]], length: int) -> TokenBatch:
     """Fills rows with documents.

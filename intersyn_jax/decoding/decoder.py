@@ -30,7 +30,7 @@ from intersyn_jax.decoding import sampling
 from intersyn_jax.decoding.config import IMAGES, NULL, DecodeConfig
 from intersyn_jax.errors import UserError
 from intersyn_jax.interleave import grammar, layout
-from intersyn_jax.interleave.layout import CODE, CODES, PADDING, TEXT, ImageBlock, Layout, TokenBatch
+from intersyn_jax.interleave.layout import CODE, CODES, FEATURES, PADDING, TEXT, ImageBlock, Layout, TokenBatch
 from intersyn_jax.models.definition import Definition, Params
 from intersyn_jax.models.trunk import LayerCache
 from intersyn_jax.models.unified import Cache, UnifiedModel
@@ -128,7 +128,7 @@ def images_only(batch: TokenBatch, layout_: Layout) -> tuple[TokenBatch, jax.Arr
   real = batch.document > 0
   first = real & (jnp.cumsum(real, axis=1) == 1)
   begin = (batch.modality == TEXT) & (batch.text == layout_.block.begin) & ~batch.forced
-  keep = real & (first | begin | (batch.modality == CODES) | batch.forced)
+  keep = real & (first | begin | (batch.modality == CODES) | (batch.modality == FEATURES) | batch.forced)
   count = jnp.sum(keep, axis=1, keepdims=True)
   number = jnp.cumsum(keep, axis=1) - 1
   target = jnp.where(keep, t - count + number, t)
@@ -166,7 +166,7 @@ class Decoder:
       raise UserError(f'{field}: this tokenizer has no token {name}') from None
 
   def decode(self, params: Params, prompts: Sequence[TokenBatch], *, group: int = 1, seed: int = 0,
-             request_ids: Sequence[int] | None = None) -> Completions:
+             request_ids: Sequence[int] | None = None, features: jax.Array | None = None) -> Completions:
     """Writes `group` completions of each prompt, all at once.
 
     Args:
@@ -176,6 +176,7 @@ class Decoder:
       seed: of all draws.
       request_ids: one for each of the P G completions, prompt by prompt; with the seed they decide the draws. The
         default counts from 0.
+      features: [N,f] of the pictures that prompts hold as features; theirs are the rows that `codes` names (see `Backbone`).
 
     Returns:
       completions of P G rows, prompt by prompt.
@@ -184,7 +185,9 @@ class Decoder:
     requests = np.arange(len(prompts) * group) if request_ids is None else np.asarray(request_ids)
     if len(requests) != len(prompts) * group:
       raise ValueError(f'{len(requests)} request ids for {len(prompts)} prompts of {group} completions')
-    return self.rollout(params, batch, requests.astype(np.uint32), seed, group=group)
+    if features is None and np.any(batch.modality == FEATURES):
+      raise ValueError('a prompt holds image features, and no `features` were given')
+    return self.rollout(params, batch, requests.astype(np.uint32), seed, group=group, features=features)
 
   def stack(self, prompts: Sequence[TokenBatch]) -> TokenBatch:
     """Prompts as rows padded on the left to a bucketed length, [P,T]."""
@@ -200,7 +203,7 @@ class Decoder:
     return self.definition.bind(self._whole_rows(params))
 
   def _rollout(self, params: Params, prompts: TokenBatch, request_ids: jax.Array, seed: jax.Array | int, *,
-               group: int) -> Completions:
+               group: int, features: jax.Array | None = None) -> Completions:
     """The whole decoding of a batch; jitted as `rollout`, and may be called inside another jit.
 
     Args:
@@ -209,10 +212,11 @@ class Decoder:
       request_ids: uint32[P G].
       seed: of all draws.
       group: G.
+      features: as in `decode`.
     """
     model = self.bind(params)
     layers = model.backbone.trunk.unstack()
-    state = self.start(model, prompts, request_ids, group)
+    state = self.start(model, prompts, request_ids, group, features)
     begin = state.position[:, 0]
     pieces, live, left = [], prompts.text.shape[1], self.config.max_positions
     size = self.config.chunk or left
@@ -224,11 +228,12 @@ class Decoder:
     written = jax.tree.map(lambda *columns: jnp.concatenate(columns), *pieces)
     return self.finish(written, state.finish, begin, jnp.repeat(prompts.turn[:, -1], group))
 
-  def start(self, model: UnifiedModel, prompts: TokenBatch, request_ids: jax.Array, group: int) -> State:
+  def start(self, model: UnifiedModel, prompts: TokenBatch, request_ids: jax.Array, group: int,
+            features: jax.Array | None = None) -> State:
     """Reads prompts [P,T], once each, and gives the P G rows that are to complete them, in a cache of T places."""
     config = self.config
     prompts = jax.tree.map(self._rows, prompts)
-    branches = [self._branch(model, prompts, kind) for kind in config.branches]
+    branches = [self._branch(model, prompts, kind, features) for kind in config.branches]
     rows = len(prompts.text) * group
     each = lambda *parts: self._rows(jnp.repeat(jnp.stack(parts, axis=1), group, axis=0).reshape(
         rows * len(parts), *parts[0].shape[1:]))
@@ -242,14 +247,15 @@ class Decoder:
         finish=jnp.where(idle, END, GOING).astype(jnp.int8), said=jnp.zeros((rows, words), bool),
         position=jnp.repeat(position, group, axis=0).astype(jnp.int32), seen=seen, hidden=hidden, cache=cache)
 
-  def _branch(self, model: UnifiedModel, prompts: TokenBatch, kind: str) -> tuple[jax.Array, Cache, jax.Array]:
+  def _branch(self, model: UnifiedModel, prompts: TokenBatch, kind: str,
+              features: jax.Array | None) -> tuple[jax.Array, Cache, jax.Array]:
     """What one branch has of P prompts: hidden [P,d], cache, and bool[P,T], the places it sees. All end on the right."""
     length = prompts.text.shape[1]
     if kind == NULL:
       context = layout.stack([layout.null_prompt(self.layout)], length, left=True)
     else:
       context = images_only(prompts, self.layout)[0] if kind == IMAGES else prompts
-    hidden, cache = model.backbone.prefill(context)
+    hidden, cache = model.backbone.prefill(context, None if kind == NULL else features)
     all_ = lambda a: jnp.broadcast_to(a, (len(prompts.text), *a.shape[1:]))
     return jax.tree.map(all_, (hidden[:, -1], cache, jnp.asarray(context.document > 0)))
 
@@ -373,7 +379,7 @@ class Decoder:
     columns = []
     for number in range(uniform.shape[-1]):
       known = jnp.broadcast_to(codes[:, None], (rows, branches, codes.shape[-1]))
-      logits = model.image_head.next_logits(hidden, known, number)
+      logits = model.next_code_logits(hidden, known, number)
       drawn_from = sampling.guide(logits, self.config.guidance, self.config.image_guidance)
       ids, log_prob = sampling.draw(drawn_from, uniform[:, number], self.config.image)
       codes = codes.at[:, number].set(ids)

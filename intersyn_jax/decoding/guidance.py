@@ -36,7 +36,7 @@ def code_log_probs(model: UnifiedModel, rows: TokenBatch, start: int, layout_: L
   is_code = (done.modality == CODES)[..., None]
   if config.image_temperature == 0:
     return jnp.zeros(done.codes.shape, jnp.float32)
-  logits = jnp.stack([model.image_head.logits(hidden, done.codes) for hidden in hidden_before(
+  logits = jnp.stack([model.code_logits(hidden, done.codes) for hidden in hidden_before(
       model, rows, start, layout_, config)])  # [W,R,M,D,C]
   drawn_from = sampling.guide(jnp.moveaxis(logits, 0, -2).reshape(-1, len(logits), logits.shape[-1]), config.guidance,
                               config.image_guidance)

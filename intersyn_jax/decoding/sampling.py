@@ -17,9 +17,6 @@ import numpy as np
 
 from intersyn_jax.interleave.layout import Layout
 
-STRUCTURE = ('<pad>', '<s>', '<user>', '<model>', '</image>')
-"""Tokens that only the layout writes: a model never chooses them."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
@@ -39,7 +36,7 @@ class Sampling:
 def choosable(layout: Layout, size: int) -> np.ndarray:
   """bool[size]: the text ids a model may choose in text mode. `size` may exceed the tokenizer (a padded head)."""
   allowed = np.arange(size) < layout.tokenizer.size
-  allowed[[layout.special(name) for name in STRUCTURE]] = False
+  allowed[layout.structure] = False
   return allowed
 
 

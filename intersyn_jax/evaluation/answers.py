@@ -127,15 +127,14 @@ def host(array: jax.Array) -> np.ndarray:
 
 
 def of_documents(documents: Sequence[TokenBatch], layout_: Layout, positions: int) -> Answers:
-  """Answers that stand in whole documents of one turn each: what follows `<model>`.
+  """Answers that stand in whole documents of one turn each.
 
   Raises:
     UserError: an answer is longer than `positions`.
   """
-  model = layout_.special('<model>')
   tails = []
   for document in documents:
-    start = int(np.flatnonzero((document.modality == layout.TEXT) & (document.text == model))[0]) + 1
+    start = layout.answer_begins(document, 0)
     tails.append(jax.tree.map(lambda a, start=start: a[start:], document))
   batch = layout.stack(tails, positions)
   parsed = jax.device_get(_parser(layout_)(batch))

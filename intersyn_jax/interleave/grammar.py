@@ -1,6 +1,7 @@
 """The format of an interleaved answer, as a state machine over tokens that runs under jit.
 
-Answer: (`<think>` text `</think>` `<vis>` image `</vis>`)+ `</s>`. The structure reward r_f of GRPO (DESIGN 8) and the
+Answer: (`<think>` text `</think>` `<vis>` image `</vis>`)+ `</s>`, where `</s>` is what closes an answer in the layout's
+template. The structure reward r_f of GRPO (DESIGN 8) and the
 places where process rewards are paid come from here.
 
 Letters: B rows, T positions, S steps at most.
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from intersyn_jax.interleave.layout import CODES, PADDING, Layout, TokenBatch
+from intersyn_jax.interleave.layout import PADDING, STOP, TEXT, Layout, TokenBatch
 
 # What a token is to the grammar.
 _WORD, _THINK, _THINK_END, _VIS, _VIS_END, _IMAGE, _BLOCK, _END, _OTHER, _PAD = range(10)
@@ -53,18 +54,33 @@ class Parse(typing.NamedTuple):
 
 
 def _kinds(answer: TokenBatch, layout: Layout) -> jax.Array:
-  kind = jnp.full(answer.text.shape, _WORD, jnp.int32)
-  names = {'<think>': _THINK, '</think>': _THINK_END, '<vis>': _VIS, '</vis>': _VIS_END, '</s>': _END,
-           '<s>': _OTHER, '<pad>': _OTHER, '<user>': _OTHER, '<model>': _OTHER, '</image>': _OTHER}
-  for name, value in names.items():
-    kind = jnp.where(answer.text == layout.special(name), value, kind)
-  kind = jnp.where(answer.text == layout.block.begin, _IMAGE, kind)
-  kind = jnp.where((answer.modality == CODES) | answer.forced, _BLOCK, kind)
+  of_id = np.full(layout.tokenizer.size, _WORD, np.int32)
+  of_id[layout.structure] = _OTHER
+  of_id[list(layout.tags)] = _THINK, _THINK_END, _VIS, _VIS_END
+  of_id[layout.special(STOP)] = _END
+  of_id[layout.block.begin] = _IMAGE
+  kind = jnp.asarray(of_id)[answer.text]
+  kind = jnp.where(closing(answer, layout), _PAD, kind)  # the last id of the run counts
+  kind = jnp.where((answer.modality > TEXT) | answer.forced, _BLOCK, kind)
   return jnp.where(answer.modality == PADDING, _PAD, kind)
 
 
+def closing(batch: TokenBatch, layout: Layout) -> jax.Array:
+  """bool[B,T]: ids of a whole run that closes an answer, its last one, the stop token, left out."""
+  run = layout.template.end
+  out = jnp.zeros(batch.text.shape, bool)
+  if len(run) == 1:
+    return out
+  text = jnp.where((batch.modality == TEXT) & ~batch.forced, batch.text, -1)
+  ahead = lambda n: jnp.pad(text, ((0, 0), (0, n)), constant_values=-1)[:, n:]
+  whole = jnp.all(jnp.stack([ahead(n) == i for n, i in enumerate(run)]), axis=0)
+  for n in range(len(run) - 1):
+    out = out | jnp.pad(whole, ((0, 0), (n, 0)))[:, :whole.shape[1]]
+  return out
+
+
 def parse(answer: TokenBatch, layout: Layout, max_steps: int) -> Parse:
-  """Parses answers [B,T] that hold only what followed `<model>` (other positions as padding).
+  """Parses answers [B,T] that hold only what followed the prompt (other positions as padding).
 
   A `<think>` opens a step; so does a `<vis>` that follows no text of its own. Positions of a broken answer still get
   steps, so that a judge can score what is there.

@@ -1,8 +1,12 @@
 """The token stream: one layout that tokeniser, decoder, loss and grammar all read (DESIGN 3).
 
-A conversation is written `<s>` and then, for each turn, `<user>` question `<model>` answer `</s>`. An answer that has
-text and images is a run of steps, each `<think>` text `</think><vis>` image `</vis>` (Unified GRPO, section 1); any
-other answer is its plain segments. Text and image codes have separate index spaces.
+A conversation is written as its family's template says: for each turn what stands before a question, the question, what
+stands before an answer, the answer, and what closes it; for a model trained from nothing `<s>` and then `<user>` question
+`<model>` answer `</s>`. An answer that has text and images is a run of steps, each `<think>` text `</think><vis>` image
+`</vis>` (Unified GRPO, section 1); any other answer is its plain segments. Text and image codes have separate index spaces.
+
+A family may open an answer with plain words (`ASSISTANT:`), which a question may hold too. So nobody looks for them: of
+every turn, the answer is what begins at the first position that has a loss weight.
 
 Letters: B rows, T positions, D codes per image position.
 """
@@ -10,8 +14,9 @@ Letters: B rows, T positions, D codes per image position.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -19,11 +24,30 @@ import numpy as np
 from intersyn_jax.errors import UserError
 from intersyn_jax.interleave.types import Conversation, Image, Segment, Text, Turn, images_of, steps_of
 
-if typing.TYPE_CHECKING:
-  from intersyn_jax.interleave.text import TextTokenizer
-
 PADDING, TEXT, CODES, FEATURES = 0, 1, 2, 3
 CODE = -1
+TAGS = ('<think>', '</think>', '<vis>', '</vis>')
+"""The tags of an interleaved answer: names for `Layout.special`, in the order of `Layout.tags`."""
+STOP = '</s>'
+"""The name by which `Layout.special` gives the id that ends an answer, whatever the family calls it."""
+
+
+class Tokenizer(typing.Protocol):
+  """What a layout asks of a text tokenizer.
+
+  Attributes:
+    size: V, text ids.
+    specials: ids that no text encodes to.
+  """
+
+  size: int
+  specials: Container[int]
+
+  def encode(self, text: str) -> list[int]: ...
+
+  def decode(self, ids: Sequence[int]) -> str: ...
+
+  def special(self, name: str) -> int: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,21 +72,93 @@ class ImageBlock:
     return sum(entry == CODE for entry in self.template)
 
 
+class Lead(typing.NamedTuple):
+  """What stands between a role's name and what is said: `USER:` then a space, which most tokenizers put into the next word.
+
+  Attributes:
+    text: written before the text that a question or answer begins with, as part of it.
+    image: ids written where it begins with an image.
+  """
+
+  text: str = ''
+  image: tuple[int, ...] = ()
+
+
+NO_LEAD = Lead()
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+  """How a family writes a conversation, as runs of text ids.
+
+  Attributes:
+    start: once, at the beginning.
+    user: before every question.
+    model: between question and answer; a prompt ends with it.
+    end: closes every answer, and is trained; its last id is the stop token.
+    null: the whole null context of guidance, up to the begin token of an image (a static run, not empty).
+    between: after an answer, before the `user` of the next turn.
+    question, answer: what goes before their first segment (never before a tag).
+  """
+
+  start: tuple[int, ...]
+  user: tuple[int, ...]
+  model: tuple[int, ...]
+  end: tuple[int, ...]
+  null: tuple[int, ...]
+  between: tuple[int, ...] = ()
+  question: Lead = NO_LEAD
+  answer: Lead = NO_LEAD
+
+  def __post_init__(self):
+    if not self.end or not self.null:
+      raise ValueError('a template needs an end and a null context')
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """What a family needs to read and write conversations as tokens."""
+  """What a family needs to read and write conversations as tokens.
 
-  tokenizer: TextTokenizer
+  Attributes:
+    tokenizer: of text.
+    block: how an image is written.
+    template: how a conversation is written.
+    tags: ids of TAGS.
+    features: images of questions are read as features: written like any block, but with FEATURES where codes would be, and
+      row r of the features (counted over the document, `codes[..., 0]`) at each.
+  """
+
+  tokenizer: Tokenizer
   block: ImageBlock
+  template: Template
+  tags: tuple[int, int, int, int]
+  features: bool = False
 
   def special(self, name: str) -> int:
-    return self.tokenizer.special(name)
+    """Id of a tag, of STOP, or of a special token of the tokenizer. Raises ValueError where there is none."""
+    if name in TAGS:
+      return self.tags[TAGS.index(name)]
+    return self.template.end[-1] if name == STOP else self.tokenizer.special(name)
+
+  @functools.cached_property
+  def structure(self) -> np.ndarray:
+    """int[n]: the ids that only a layout writes, which a model never chooses: special, but no tag, begin or end of answer."""
+    free = {*self.tags, self.block.begin, *self.template.end}
+    return np.asarray([i for i in range(self.tokenizer.size) if i in self.tokenizer.specials and i not in free], np.int64)
+
+  @functools.cached_property
+  def marks(self) -> frozenset[int]:
+    """Ids that end a run of words: structure, tags and the begin token."""
+    return frozenset([*self.tags, self.block.begin, *self.structure.tolist()])
 
 
-def plain_layout(tokenizer: TextTokenizer, *, places: int, depth: int, codebook: int) -> Layout:
+def plain_layout(tokenizer: Tokenizer, *, places: int, depth: int, codebook: int) -> Layout:
   """Layout of a model trained from nothing: `<image>`, `places` codes, a forced `</image>`."""
-  template = (CODE,) * places + (tokenizer.special('</image>'),)
-  return Layout(tokenizer, ImageBlock(tokenizer.special('<image>'), template, depth, codebook))
+  special = tokenizer.special
+  block = ImageBlock(special('<image>'), (CODE,) * places + (special('</image>'),), depth, codebook)
+  start, user, model = ((special(name),) for name in ('<s>', '<user>', '<model>'))
+  template = Template(start, user, model, end=(special('</s>'),), null=(*start, *user, *model))
+  return Layout(tokenizer, block, template, tuple(special(name) for name in TAGS))
 
 
 @jax.tree_util.register_dataclass
@@ -97,53 +193,69 @@ class _Writer:
     self.rows: list[tuple[int, int, float, bool, int, int]] = []  # text, modality, loss, forced, turn, step
     self.codes: list[np.ndarray] = []
     self.zero = np.zeros(layout.block.depth, np.int32)
+    self.features = 0
 
   def ids(self, ids: Sequence[int], loss: float, turn: int, step: int = -1, forced: bool = False) -> None:
     for i in ids:
       self.rows.append((i, TEXT, loss, forced, turn, step))
       self.codes.append(self.zero)
 
-  def special(self, name: str, loss: float, turn: int, step: int = -1) -> None:
-    self.ids([self.layout.special(name)], loss, turn, step)
-
-  def segment(self, segment: Segment, loss: float, turn: int, step: int = -1) -> None:
-    if isinstance(segment, Text):
-      self.ids(self.layout.tokenizer.encode(segment.text), loss, turn, step)
-      return
+  def image(self, image: Image, loss: float, turn: int, step: int = -1, features: bool = False) -> None:
     block = self.layout.block
-    if segment.codes is None:
+    if features:
+      if not image.data:
+        raise UserError('an image of a question has no picture, only codes; this family reads pictures there: add them')
+      places = np.zeros((block.places, block.depth), np.int32)
+      places[:, 0] = self.features + np.arange(block.places)
+      self.features += block.places
+    else:
+      places = self._codes(image)
+    self.ids([block.begin], loss, turn, step)
+    place = 0
+    for entry in block.template:
+      if entry == CODE:
+        self.rows.append((0, FEATURES if features else CODES, loss, False, turn, step))
+        self.codes.append(places[place])
+        place += 1
+      else:
+        self.ids([entry], loss * self.loss_on_forced, turn, step, forced=True)
+
+  def _codes(self, image: Image) -> np.ndarray:
+    block = self.layout.block
+    if image.codes is None:
       raise UserError('an image has no codes yet; run the tokenizer stage, which adds them to the shards')
-    codes = np.asarray(segment.codes, np.int32)
+    codes = np.asarray(image.codes, np.int32)
     if codes.shape != (block.places, block.depth):
       raise UserError(f'image codes have shape {codes.shape}, the layout needs {(block.places, block.depth)}; '
                       'encode the shards with the tokenizer of this model')
     if codes.min() < 0 or codes.max() >= block.codebook:
       raise UserError(f'image codes lie outside 0..{block.codebook - 1}; encode the shards with the tokenizer of this model')
-    self.ids([block.begin], loss, turn, step)
-    place = 0
-    for entry in block.template:
-      if entry == CODE:
-        self.rows.append((0, CODES, loss, False, turn, step))
-        self.codes.append(codes[place])
-        place += 1
-      else:
-        self.ids([entry], loss * self.loss_on_forced, turn, step, forced=True)
+    return codes
+
+  def said(self, segments: Sequence[Segment], lead: Lead, loss: float, turn: int, features: bool = False) -> None:
+    """Segments one after another, the first behind its lead."""
+    for number, segment in enumerate(segments):
+      if isinstance(segment, Text):
+        text = segment.text if number else lead.text + segment.text
+        self.ids(self.layout.tokenizer.encode(text), loss, turn)
+        continue
+      if not number:
+        self.ids(lead.image, loss, turn)
+      self.image(segment, loss, turn, features=features)
 
   def answer(self, answer: Sequence[Segment], turn: int) -> None:
     interleaved = bool(images_of(answer)) and any(isinstance(s, Text) for s in answer)
     if not interleaved:
-      for segment in answer:
-        self.segment(segment, 1.0, turn)
+      self.said(answer, self.layout.template.answer, 1.0, turn)
       return
+    think, think_end, vis, vis_end = self.layout.tags
     for step, (text, image) in enumerate(steps_of(answer)):
       if text is not None:
-        self.special('<think>', 1.0, turn, step)
-        self.segment(Text(text), 1.0, turn, step)
-        self.special('</think>', 1.0, turn, step)
+        self.ids([think, *self.layout.tokenizer.encode(text), think_end], 1.0, turn, step)
       if image is not None:
-        self.special('<vis>', 1.0, turn, step)
-        self.segment(image, 1.0, turn, step)
-        self.special('</vis>', 1.0, turn, step)
+        self.ids([vis], 1.0, turn, step)
+        self.image(image, 1.0, turn, step)
+        self.ids([vis_end], 1.0, turn, step)
 
   def document(self) -> TokenBatch:
     text, modality, loss, forced, turn, step = (np.asarray(column) for column in zip(*self.rows, strict=True))
@@ -155,17 +267,20 @@ class _Writer:
 
 
 def _write(turns: Sequence[Turn], layout: Layout, *, loss_on_forced: bool, drop_question: bool, closed: bool) -> TokenBatch:
-  writer = _Writer(layout, loss_on_forced)
-  writer.special('<s>', 0.0, -1)
+  writer, template = _Writer(layout, loss_on_forced), layout.template
   for number, turn in enumerate(turns):
-    writer.special('<user>', 0.0, number)
-    if not drop_question:
-      for segment in turn.question:
-        writer.segment(segment, 0.0, number)
-    writer.special('<model>', 0.0, number)
+    if drop_question and not number:
+      writer.ids(template.null[:1], 0.0, -1)
+      writer.ids(template.null[1:], 0.0, 0)
+    else:
+      writer.ids(template.between if number else template.start, 0.0, number or -1)
+      writer.ids(template.user, 0.0, number)
+      if not drop_question:
+        writer.said(turn.question, template.question, 0.0, number, layout.features)
+      writer.ids(template.model, 0.0, number)
     if closed or number < len(turns) - 1:
       writer.answer(turn.answer, number)
-      writer.special('</s>', 1.0, number)
+      writer.ids(template.end, 1.0, number)
   return writer.document()
 
 
@@ -177,7 +292,7 @@ def tokenise(conversation: Conversation, layout: Layout, *, loss_on_forced: bool
     conversation: its images must carry codes.
     layout: of the model that will read it.
     loss_on_forced: also train the forced positions of an image block (VILA-U trains its end token).
-    drop_question: leaves every question empty, which is the null context of guidance.
+    drop_question: puts the null context of guidance in the place of the first question, and leaves later ones empty.
 
   Raises:
     UserError: an image without codes or with codes of another tokenizer; the record is named.
@@ -189,7 +304,7 @@ def tokenise(conversation: Conversation, layout: Layout, *, loss_on_forced: bool
 
 
 def prompt(conversation: Conversation, layout: Layout) -> TokenBatch:
-  """Writes a conversation up to the `<model>` of its last turn, whose answer is left out: ready to be decoded."""
+  """Writes a conversation up to where its last answer begins, which is left out: ready to be decoded."""
   try:
     return _write(conversation.turns, layout, loss_on_forced=False, drop_question=False, closed=False)
   except UserError as error:
@@ -197,12 +312,14 @@ def prompt(conversation: Conversation, layout: Layout) -> TokenBatch:
 
 
 def null_prompt(layout: Layout) -> TokenBatch:
-  """The context of the unguided branch: an empty turn up to `<model>`."""
+  """The context of the unguided branch, up to the begin token of an image."""
   return _write([Turn(())], layout, loss_on_forced=False, drop_question=True, closed=False)
 
 
 def stack(documents: Sequence[TokenBatch], length: int, *, left: bool = False) -> TokenBatch:
   """Documents as rows [B, length], padded on the right, or on the left with `left`.
+
+  FEATURES positions then name rows of the features of all documents, one document after another.
 
   Raises:
     UserError: a document is longer than `length`.
@@ -221,55 +338,78 @@ def stack(documents: Sequence[TokenBatch], length: int, *, left: bool = False) -
       else:
         row[:len(value)] = value
     fields[field.name] = out
+  is_feature = fields['modality'] == FEATURES
+  counts = is_feature.sum(axis=1)
+  fields['codes'][..., 0] += np.where(is_feature, (np.cumsum(counts) - counts)[:, None], 0).astype(np.int32)
   return TokenBatch(**fields)
 
 
-def _segments(text: np.ndarray, codes: np.ndarray, modality: np.ndarray, forced: np.ndarray | None,
-              layout: Layout) -> Iterator[Segment]:
-  structural = {layout.special(name) for name in ('<think>', '</think>', '<vis>', '</vis>', '<image>', '</image>', '<pad>')}
-  end = layout.special('</s>')
+def answer_begins(document: TokenBatch, turn: int) -> int:
+  """Where in a document [T] the answer of a turn begins: at the first loss weight; T where there is none."""
+  return int(np.argmax(np.append((np.asarray(document.turn) == turn) & (np.asarray(document.loss) > 0), True)))
+
+
+def _segments(text: np.ndarray, codes: np.ndarray, modality: np.ndarray, forced: np.ndarray | None, layout: Layout,
+              lead: Lead) -> Iterator[Segment]:
+  *closing, stop = layout.template.end
   words: list[int] = []
   picture: list[np.ndarray] = []
+  opening = True  # nothing but words so far
+
+  def said() -> Iterator[Text]:
+    string = layout.tokenizer.decode(words).removeprefix(lead.text if opening else '')
+    if string:
+      yield Text(string)
+    words.clear()
+
   for t in range(len(text)):
-    if modality[t] == CODES:
+    if modality[t] in (CODES, FEATURES):
       picture.append(codes[t])
       if len(picture) == layout.block.places:
-        yield Image(codes=np.stack(picture).astype(np.int32))
+        yield Image(codes=np.stack(picture).astype(np.int32)) if modality[t] == CODES else Image()
         picture = []
       continue
     if modality[t] != TEXT or (forced is not None and forced[t]):
       continue
     token = int(text[t])
-    if token not in structural and token != end:
+    if token not in layout.marks and token != stop:
       words.append(token)
-    elif words:
-      yield Text(layout.tokenizer.decode(words))
-      words = []
-    if token == end:
+      continue
+    if token == stop and closing and words[-len(closing):] == closing:
+      del words[-len(closing):]
+    if not (opening and token == layout.block.begin and tuple(words) == lead.image):
+      yield from said()
+    words.clear()
+    opening = False
+    if token == stop:
       return
   if words:
-    yield Text(layout.tokenizer.decode(words))
+    yield from said()
 
 
 def answer_of(text: np.ndarray, codes: np.ndarray, modality: np.ndarray, layout: Layout,
               forced: np.ndarray | None = None) -> tuple[Segment, ...]:
   """Reads decoded positions (fields of shape [T]) back as segments, whatever the model wrote.
 
-  Tags are stripped, an image cut short is dropped, reading stops at `</s>`. Whether the answer keeps the format is
-  another question: see `interleave.grammar`.
+  Tags are stripped, an image cut short is dropped, reading stops at the stop token. Whether the answer keeps the format
+  is another question: see `interleave.grammar`.
   """
-  return tuple(_segments(np.asarray(text), np.asarray(codes), np.asarray(modality), forced, layout))
+  return tuple(_segments(np.asarray(text), np.asarray(codes), np.asarray(modality), forced, layout, layout.template.answer))
 
 
 def turns_of(document: TokenBatch, layout: Layout) -> tuple[Turn, ...]:
-  """Reads a document back as turns; the inverse of `tokenise` up to image bytes, which become codes."""
-  user, model = layout.special('<user>'), layout.special('<model>')
-  is_text = (document.modality == TEXT) & ~document.forced
-  starts = np.flatnonzero(is_text & (document.text == user))
+  """Reads a document back as turns; the inverse of `tokenise` up to image bytes, which become codes.
+
+  Images that are read as features come back empty. Of a document with the null context only the answers mean something.
+  """
+  template = layout.template
   turns = []
-  for start, stop in zip(starts, [*starts[1:], len(document.text)], strict=True):
-    middle = start + int(np.flatnonzero((is_text & (document.text == model))[start:stop])[0])
-    halves = [answer_of(document.text[a:b], document.codes[a:b], document.modality[a:b], layout, document.forced[a:b])
-              for a, b in ((start + 1, middle), (middle + 1, stop))]
+  for number in range(int(document.turn.max()) + 1):
+    start, stop = np.flatnonzero(document.turn == number)[[0, -1]] + (0, 1)
+    middle = min(answer_begins(document, number), stop)
+    opened = start + len(template.user) + (len(template.between) if number else 0)
+    halves = [tuple(_segments(document.text[a:b], document.codes[a:b], document.modality[a:b], document.forced[a:b], layout,
+                              lead))
+              for a, b, lead in ((opened, middle - len(template.model), template.question), (middle, stop, template.answer))]
     turns.append(Turn(*halves))
   return tuple(turns)

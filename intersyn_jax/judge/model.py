@@ -93,25 +93,27 @@ def define(config: ModelConfig, layers: int, reader: int) -> Definition:
   if not 1 <= layers <= config.trunk.layers:
     raise UserError(f'judge.layers is {layers}; the model has {config.trunk.layers} layers, take 1 to that many')
   config = dataclasses.replace(config, trunk=dataclasses.replace(config.trunk, layers=layers))
-  return Definition(lambda rngs: Judge(config, reader, rngs))
+  return Definition(lambda rngs: Judge(config, reader, rngs), config.param_dtype)
 
 
 def init_from(policy: Params, judge: Params) -> Params:
   """The judge's parameters with what a policy of the same model already knows.
 
-  Embeddings and the first layers are copied; the comparison starts from the output heads (of the image head only where
-  it is flat: one table of codes). Reader and score heads stay as they are.
+  Embeddings and the first layers are copied; the comparison starts from the output heads, or the embeddings that they are
+  tied to (of the image head only where it is flat: one table of codes). Reader and score heads stay as they are.
   """
   layers = lambda mine, theirs: jax.tree.map(lambda a, b: jnp.array(b[:len(a)]), mine, theirs)
   ours, other = judge['backbone'], policy['backbone']
   trunk = {name: (layers(value, other['trunk'][name]) if name == 'layers' else jax.tree.map(jnp.array, other['trunk'][name]))
            for name, value in ours['trunk'].items()}
   backbone = {name: trunk if name == 'trunk' else jax.tree.map(jnp.array, other[name]) for name in ours}
-  codes, flat = judge['expected_code_embedding'], policy['image_head'].get('head')
-  if flat is not None and flat.shape == codes.shape[::-1]:
-    codes = jnp.array(flat.T)
-  return judge | {'backbone': backbone, 'expected_text_embedding': jnp.array(policy['text_head'].T),
-                  'expected_code_embedding': codes}
+  words = policy['text_head'].T if 'text_head' in policy else other['text_embedding']
+  codes, image_head = judge['expected_code_embedding'], policy.get('image_head', {})
+  if set(image_head) == {'head'}:
+    codes = image_head['head'].T
+  elif not image_head:
+    codes = other['image_embedding']['code_embedding']
+  return judge | {'backbone': backbone, 'expected_text_embedding': jnp.array(words), 'expected_code_embedding': jnp.array(codes)}
 
 
 def with_prior(judge: Params, labels: Sequence[np.ndarray]) -> Params:
@@ -124,7 +126,8 @@ def with_prior(judge: Params, labels: Sequence[np.ndarray]) -> Params:
     logits = np.log(above / (1 - above))
     gaps = np.maximum(logits[:-1] - logits[1:], 0.05)
     row[0], row[1:] = logits[0], np.log(np.expm1(gaps)) - GAP
-  return judge | {'score_bias': jnp.asarray(bias.reshape(-1)), 'score_head': jnp.zeros_like(judge['score_head'])}
+  return judge | {'score_bias': jnp.asarray(bias.reshape(-1), judge['score_bias'].dtype),
+                  'score_head': jnp.zeros_like(judge['score_head'])}
 
 
 def expectation(logits: jax.Array) -> jax.Array:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from intersyn_jax.errors import UserError
 from intersyn_jax.interleave import grammar
-from intersyn_jax.interleave.layout import CODES, PADDING, TEXT, Layout, TokenBatch
+from intersyn_jax.interleave.layout import PADDING, STOP, TEXT, Layout, TokenBatch
 
 TCC, ICC, IQ, ITS = range(4)
 """Places of the dimensions in score arrays, as in `interleave.types.DIMENSIONS`."""
@@ -92,23 +92,22 @@ def _parts(batch: TokenBatch, layout: Layout) -> _Parts:
   t = jnp.arange(batch.text.shape[1])
   word = (batch.modality == TEXT) & ~batch.forced
   is_ = lambda name: word & (batch.text == layout.special(name))
-  # The answer follows the first <model> of the last turn: what a policy writes later cannot move it.
+  # The answer is what the last turn has from its first loss weight on: no word of a question or a policy can move it.
   last = jnp.max(jnp.where(batch.modality != PADDING, batch.turn, -1), axis=1, keepdims=True)
-  opens = is_('<model>') & (batch.turn == last)
-  begins = jnp.argmax(opens, axis=1)[:, None]
-  answer = (t > begins) & (batch.modality != PADDING) & jnp.any(opens, axis=1)[:, None]
-  answer &= jnp.cumsum(answer & is_('</s>'), axis=1) == 0
+  answer = jnp.cumsum((batch.turn == last) & (batch.loss > 0), axis=1) > 0
+  context = (batch.modality != PADDING) & ~answer
+  ends = grammar.closing(batch, layout) | is_(STOP)
+  answer &= (batch.modality != PADDING) & (jnp.cumsum(answer & ends, axis=1) == 0)
   # Blocks: a begin token, then the whole template. An image cut short is no image and in no view.
   length = len(layout.block.template)
   begin = word & (batch.text == layout.block.begin)
   latest = jax.lax.cummax(jnp.where(begin, t, -1), axis=1)
-  member = (latest >= 0) & (t - latest <= length) & (begin | (batch.modality == CODES) | batch.forced)
+  member = (latest >= 0) & (t - latest <= length) & (begin | (batch.modality > TEXT) | batch.forced)
   final = jnp.clip(latest + length, 0, len(t) - 1)
   reached = jnp.take_along_axis(member & (t - latest == length), final, axis=1)
   block = member & reached & (latest + length < len(t))
   think, vis = is_('<think>') | is_('</think>'), is_('<vis>') | is_('</vis>')
   plain = word & ~begin & ~think & ~vis
-  context = (batch.modality != PADDING) & (t <= begins) & jnp.any(opens, axis=1)[:, None]
   return _Parts(context, answer & plain, answer & think, vis, block, begin & block, answer)
 
 
@@ -125,7 +124,7 @@ def _cut(batch: TokenBatch, visible: jax.Array, slot: jax.Array, width: int, ste
   codes = jnp.take_along_axis(batch.codes, source[..., None], axis=1)
   real = filled | end
   tokens = TokenBatch(
-      text=jnp.where(end, layout.special('</s>'), pick(batch.text)),
+      text=jnp.where(end, layout.special(STOP), pick(batch.text)),
       codes=jnp.where(filled[..., None], codes, 0),
       modality=jnp.where(end, TEXT, pick(batch.modality)).astype(jnp.int8),
       loss=jnp.zeros((rows, width)), forced=pick(batch.forced, False), document=real.astype(jnp.int32),
@@ -158,8 +157,8 @@ def build(batch: TokenBatch, layout: Layout, widths: Widths, max_steps: int) -> 
   """Cuts the four views out of rows that hold a conversation whose last answer is to be judged.
 
   Args:
-    batch: [B,T], one conversation a row, as `layout.tokenise` or `decoder.join` gives it (padding on either side). Rows
-      of padding alone do not fit.
+    batch: [B,T], one conversation a row, as `layout.tokenise` or `decoder.join` gives it (padding on either side); its
+      loss weights say where the answer begins. Rows of padding alone do not fit.
     layout: it was written with.
     widths: room of the views.
     max_steps: S; of an answer with more pictures some would not be seen, so that it does not fit.

@@ -42,15 +42,20 @@ def stacked(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) 
 class Definition:
   """What there is to know of a module before it has parameters.
 
+  Args:
+    make: builds the module.
+    dtype: of all parameters where they are held, on devices and in checkpoints; the module casts to what it computes in.
+
   Attributes:
     shapes: nested dictionary of ShapeDtypeStruct.
     axes: the same dictionary with the logical axes of each parameter.
   """
 
-  def __init__(self, make: Callable[[nnx.Rngs], nnx.Module]):
+  def __init__(self, make: Callable[[nnx.Rngs], nnx.Module], dtype: str = 'float32'):
     self._make = make
+    self._dtype = dtype
     self._graph, state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(params=0))))
-    self.shapes: Params = nnx.to_pure_dict(state)
+    self.shapes: Params = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, dtype), nnx.to_pure_dict(state))
     self.axes: Params = nnx.to_pure_dict(jax.tree.map(_axes, state, is_leaf=lambda v: isinstance(v, nnx.Variable)))
 
   def bind(self, params: Params) -> Any:
@@ -62,7 +67,8 @@ class Definition:
 
   def init(self, key: jax.Array, mesh: Mesh) -> Params:
     """Fresh parameters, each born in its own sharding."""
-    make = lambda key: nnx.to_pure_dict(nnx.state(self._make(nnx.Rngs(params=key))))
+    make = lambda key: jax.tree.map(lambda a: a.astype(self._dtype),
+                                    nnx.to_pure_dict(nnx.state(self._make(nnx.Rngs(params=key)))))
     return jax.jit(make, out_shardings=self.shardings(mesh))(key)
 
 

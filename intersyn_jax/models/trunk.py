@@ -1,4 +1,6 @@
-"""The decoder trunk: RMSNorm, rotary positions, grouped-query attention, SwiGLU, one scan over layers.
+"""The decoder trunk: RMSNorm, rotary positions, grouped-query attention, a gated MLP, one scan over layers.
+
+A Llama as it stands; what Chameleon, Gemma and long-context Llamas do differently are fields of the config.
 
 Letters: B batch, T query positions, S key positions, L layers, N heads, K key-value heads, H head width, d model width,
 F feed-forward width.
@@ -7,6 +9,8 @@ F feed-forward width.
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +25,11 @@ _REMAT = {
     'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
+_ACTIVATIONS = {'silu': jax.nn.silu, 'gelu_tanh': functools.partial(jax.nn.gelu, approximate=True)}
+
+LAYER_NORM_EPSILON = 1e-5
+"""Of every LayerNorm of a language model here: no public checkpoint says another."""
+
 
 @dataclasses.dataclass(frozen=True)
 class TrunkConfig:
@@ -29,9 +38,14 @@ class TrunkConfig:
   Attributes:
     width: d. layers: L. heads: N. kv_heads: K. head_width: H. mlp_width: F.
     rope_base: base of the rotary frequencies.
+    rope_scale: positions are divided by it (linear scaling; VILA-U).
     norm_epsilon: of every RMSNorm.
+    norm_offset: an RMSNorm multiplies by this plus its scale (Gemma: 1).
+    activation: of the gate: `silu`, or `gelu_tanh` (Gemma).
+    qk_norm: a LayerNorm of its own for every query and key head, before the rotation (Chameleon).
+    swin_norm: norms follow attention and MLP, before each is added, instead of preceding them (Chameleon 30B).
     remat: what the backward pass keeps: `none` (keeps all), `dots` (matrix products), `full` (nothing).
-    dtype: of activations; parameters stay float32.
+    dtype: of activations.
   """
 
   width: int
@@ -41,7 +55,12 @@ class TrunkConfig:
   head_width: int
   mlp_width: int
   rope_base: float = 10_000.0
+  rope_scale: float = 1.0
   norm_epsilon: float = 1e-5
+  norm_offset: float = 0.0
+  activation: str = 'silu'
+  qk_norm: bool = False
+  swin_norm: bool = False
   remat: str = 'none'
   dtype: str = 'float32'
 
@@ -50,6 +69,8 @@ class TrunkConfig:
       raise UserError(f'model.heads {self.heads} is no multiple of model.kv_heads {self.kv_heads}')
     if self.remat not in _REMAT:
       raise UserError(f'model.remat {self.remat!r} is none of {", ".join(_REMAT)}')
+    if self.activation not in _ACTIVATIONS:
+      raise UserError(f'model.activation {self.activation!r} is none of {", ".join(_ACTIVATIONS)}')
 
 
 @jax.tree_util.register_dataclass
@@ -64,20 +85,34 @@ class LayerCache:
 class RMSNorm(nnx.Module):
   """Root-mean-square norm with a learned scale, computed in float32."""
 
-  def __init__(self, width: int, epsilon: float, rngs: nnx.Rngs):
-    self.epsilon = epsilon
-    self.scale = param(rngs, (width,), ('width',), constant(1.0))
+  def __init__(self, config: TrunkConfig, rngs: nnx.Rngs):
+    self.epsilon, self.offset = config.norm_epsilon, config.norm_offset
+    self.scale = param(rngs, (config.width,), ('width',), constant(1.0 - config.norm_offset))
 
   def __call__(self, x: jax.Array) -> jax.Array:
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
-    return (y * self.scale[...]).astype(x.dtype)
+    return (y * (self.offset + self.scale[...])).astype(x.dtype)
 
 
-def rotate(x: jax.Array, position: jax.Array, base: float) -> jax.Array:
-  """Rotary position embedding of x [B,N,T,H] at positions [B,T] (halves paired, as Llama does)."""
+class LayerNorm(nnx.Module):
+  """The last axis with mean 0 and variance 1, then a learned scale and bias of `shape`; computed in float32."""
+
+  def __init__(self, shape: Sequence[int], axes: Sequence[str], rngs: nnx.Rngs):
+    self.scale = param(rngs, shape, axes, constant(1.0))
+    self.bias = param(rngs, shape, axes, constant(0.0))
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    y = x.astype(jnp.float32)
+    y = y - jnp.mean(y, axis=-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + LAYER_NORM_EPSILON)
+    return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+def rotate(x: jax.Array, position: jax.Array, base: float, scale: float = 1.0) -> jax.Array:
+  """Rotary position embedding of x [B,N,T,H] at positions [B,T] / scale (halves paired, as Llama does)."""
   half = x.shape[-1] // 2
-  frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half) / scale
   angle = position[:, None, :, None].astype(jnp.float32) * frequency
   cos, sin = jnp.cos(angle), jnp.sin(angle)
   a, b = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
@@ -104,7 +139,7 @@ def attend(queries: jax.Array, keys: jax.Array, values: jax.Array, visible: jax.
 def project(x: jax.Array, kernel: nnx.Param) -> jax.Array:
   """x [...,a] times kernel [a,b]. Rows are flattened first: the gradient of a plain matrix product is twice as fast on CPU."""
   y = x.reshape(-1, x.shape[-1]) @ kernel[...].astype(x.dtype)
-  return y.reshape(*x.shape[:-1], -1)
+  return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 class Layer(nnx.Module):
@@ -113,33 +148,50 @@ class Layer(nnx.Module):
   def __init__(self, config: TrunkConfig, rngs: nnx.Rngs):
     self.config = config
     d, h, f = config.width, config.head_width, config.mlp_width
-    self.attention_norm = RMSNorm(d, config.norm_epsilon, rngs)
+    self.attention_norm = RMSNorm(config, rngs)
     self.query_kernel = param(rngs, (d, config.heads * h), ('embed', 'heads'))
     self.key_kernel = param(rngs, (d, config.kv_heads * h), ('embed', 'kv_heads'))
     self.value_kernel = param(rngs, (d, config.kv_heads * h), ('embed', 'kv_heads'))
     self.out_kernel = param(rngs, (config.heads * h, d), ('heads', 'embed'))
-    self.mlp_norm = RMSNorm(d, config.norm_epsilon, rngs)
+    self.mlp_norm = RMSNorm(config, rngs)
     self.gate_kernel = param(rngs, (d, f), ('embed', 'mlp'))
     self.up_kernel = param(rngs, (d, f), ('embed', 'mlp'))
     self.down_kernel = param(rngs, (f, d), ('mlp', 'embed'))
+    if config.qk_norm:
+      self.query_norm = LayerNorm((config.heads, h), ('heads', 'width'), rngs)
+      self.key_norm = LayerNorm((config.kv_heads, h), ('kv_heads', 'width'), rngs)
 
   def __call__(self, x: jax.Array, position: jax.Array, visible: jax.Array, cache: LayerCache | None = None,
                index: jax.Array | int = 0) -> tuple[jax.Array, LayerCache]:
     """x [B,T,d] -> [B,T,d]; with a cache, this call's keys go to places index..index+T of it and all of it is seen."""
+    if self.config.swin_norm:
+      y, cache = self._attend(x, position, visible, cache, index)
+      x = x + self.attention_norm(y)
+      return x + self.mlp_norm(self._mlp(x)), cache
+    y, cache = self._attend(self.attention_norm(x), position, visible, cache, index)
+    x = x + y
+    return x + self._mlp(self.mlp_norm(x)), cache
+
+  def _attend(self, x: jax.Array, position: jax.Array, visible: jax.Array, cache: LayerCache | None,
+              index: jax.Array | int) -> tuple[jax.Array, LayerCache]:
     config = self.config
-    split = lambda y, heads: y.reshape(*y.shape[:2], heads, config.head_width).swapaxes(1, 2)
-    y = self.attention_norm(x)
-    queries = rotate(split(project(y, self.query_kernel), config.heads), position, config.rope_base)
-    keys = rotate(split(project(y, self.key_kernel), config.kv_heads), position, config.rope_base)
-    values = split(project(y, self.value_kernel), config.kv_heads)
+    heads = lambda y, count: y.reshape(*y.shape[:2], count, config.head_width)
+    turn = lambda y: rotate(y.swapaxes(1, 2), position, config.rope_base, config.rope_scale)
+    queries = heads(project(x, self.query_kernel), config.heads)
+    keys = heads(project(x, self.key_kernel), config.kv_heads)
+    if config.qk_norm:
+      queries, keys = self.query_norm(queries), self.key_norm(keys)
+    queries, keys = turn(queries), turn(keys)
+    values = heads(project(x, self.value_kernel), config.kv_heads).swapaxes(1, 2)
     if cache is not None:
       keys = jax.lax.dynamic_update_slice_in_dim(cache.keys, keys, index, axis=2)
       values = jax.lax.dynamic_update_slice_in_dim(cache.values, values, index, axis=2)
     seen = attend(queries, keys, values, visible).swapaxes(1, 2)
-    x = x + project(seen.reshape(*x.shape[:2], -1), self.out_kernel)
-    y = self.mlp_norm(x)
-    gated = jax.nn.silu(project(y, self.gate_kernel)) * (project(y, self.up_kernel))
-    return x + project(gated, self.down_kernel), LayerCache(keys, values)
+    return project(seen.reshape(*x.shape[:2], -1), self.out_kernel), LayerCache(keys, values)
+
+  def _mlp(self, x: jax.Array) -> jax.Array:
+    gated = _ACTIVATIONS[self.config.activation](project(x, self.gate_kernel)) * project(x, self.up_kernel)
+    return project(gated, self.down_kernel)
 
 
 class Trunk(nnx.Module):
@@ -148,7 +200,7 @@ class Trunk(nnx.Module):
   def __init__(self, config: TrunkConfig, rngs: nnx.Rngs):
     self.config = config
     self.layers = stacked(lambda rngs: Layer(config, rngs), config.layers, rngs)
-    self.norm = RMSNorm(config.width, config.norm_epsilon, rngs)
+    self.norm = RMSNorm(config, rngs)
 
   def __call__(self, x: jax.Array, position: jax.Array, visible: jax.Array) -> jax.Array:
     """x [B,T,d], position int[B,T], visible bool[B,T,T] -> hidden [B,T,d]."""

@@ -1,7 +1,7 @@
 """The unified model: text and image codes in, text and image codes out, one trunk between (DESIGN 3).
 
 Letters: B batch, T positions, D codes per image position, d model width, V vocabulary, C codebook, P places of an image
-block, W reach of the token mixer.
+block, W reach of the token mixer, N rows of image features, f their width.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from intersyn_jax.interleave.layout import CODES, TokenBatch
+from intersyn_jax.errors import UserError
+from intersyn_jax.interleave.layout import CODES, FEATURES, TokenBatch
 from intersyn_jax.models.definition import Definition, normal, param
+from intersyn_jax.models.image_embeddings import EMBEDDINGS, Projector
 from intersyn_jax.models.image_heads import HEADS
 from intersyn_jax.models.trunk import LayerCache, Trunk, TrunkConfig, same_document
 
@@ -29,7 +31,12 @@ class ModelConfig:
     places, depth, codebook: P, D, C of the image block.
     mix: W, how many positions the causal token mixer reads (itself included); 1 turns it off. A small model binds an
       object to its place much sooner with 4 than without.
-    image_head: `flat`, `residual`, or a constructor like those in `image_heads`.
+    image_embedding: a name in `image_embeddings.EMBEDDINGS`, or a constructor like those.
+    image_head: a name in `image_heads.HEADS`, or a constructor like those.
+    features: f, for a model that reads pictures as features (Janus); 0 for one that reads codes alone.
+    embedding_scale: text and image embeddings are multiplied by it (Gemma).
+    tied: the text head, and the image head if it is `flat`, are the embeddings transposed.
+    param_dtype: of all parameters where they are held.
   """
 
   trunk: TrunkConfig
@@ -38,14 +45,19 @@ class ModelConfig:
   depth: int
   codebook: int
   mix: int = 1
+  image_embedding: Any = 'places'
   image_head: Any = 'flat'
+  features: int = 0
+  embedding_scale: float = 1.0
+  tied: bool = False
+  param_dtype: str = 'float32'
 
 
 def places_of(modality: jax.Array) -> jax.Array:
-  """Place of each position inside its image block, int[B,T]; meaningless at text positions."""
+  """Place of each position inside its image block, int[B,T]; meaningless at positions that hold no codes."""
   t = jnp.arange(modality.shape[1])
-  last_text = jax.lax.cummax(jnp.where(modality == CODES, -1, t[None, :]), axis=1)
-  return t[None, :] - last_text - 1
+  last_other = jax.lax.cummax(jnp.where(modality == CODES, -1, t[None, :]), axis=1)
+  return t[None, :] - last_other - 1
 
 
 @jax.tree_util.register_dataclass
@@ -58,25 +70,35 @@ class Cache:
 
 
 class Backbone(nnx.Module):
-  """Embeddings, token mixer and trunk: what the model and the judge share."""
+  """Embeddings, token mixer and trunk: what the model and the judge share.
+
+  `features` [N,f] are the pictures of a batch that are read as features, and not as codes: position p of modality FEATURES
+  reads row `codes[p, 0]` of them. A batch without such positions needs none.
+  """
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     d = config.trunk.width
     self.config = config
     self.text_embedding = param(rngs, (config.vocabulary, d), ('vocab', 'embed'), normal(d ** -0.5))
-    self.code_embedding = param(rngs, (config.codebook, d), ('codes', 'embed'), normal(d ** -0.5))
-    self.place_embedding = param(rngs, (config.places, d), ('places', 'embed'), normal(d ** -0.5))
+    self.image_embedding = _constructor(config.image_embedding, EMBEDDINGS, 'image_embedding')(config, rngs)
+    if config.features:
+      self.feature_projector = Projector((config.features, d, d), ('width', 'mlp', 'embed'), rngs)
     if config.mix > 1:
       self.mix_embedding = param(rngs, (config.mix - 1, d), ('places', 'embed'), normal(0.5))
     self.trunk = Trunk(config.trunk, rngs)
 
-  def embed(self, text: jax.Array, codes: jax.Array, modality: jax.Array, place: jax.Array) -> jax.Array:
-    """Embeddings [...,d] of positions: the text id's, or the sum over its D codes and its place in the block."""
+  def embed(self, text: jax.Array, codes: jax.Array, modality: jax.Array, place: jax.Array,
+            features: jax.Array | None = None) -> jax.Array:
+    """Embeddings [...,d] of positions: the text id's, that of the D codes at their place in the block, or a row of features."""
     dtype = self.config.trunk.dtype
-    words = self.text_embedding[...].astype(dtype)[text]
-    picture = jnp.sum(self.code_embedding[...].astype(dtype)[codes], axis=-2)
-    picture = picture + self.place_embedding[...].astype(dtype)[jnp.clip(place, 0, self.config.places - 1)]
-    return jnp.where((modality == CODES)[..., None], picture, words)
+    words = self.text_embedding[...][text].astype(dtype)
+    x = jnp.where((modality == CODES)[..., None], self.image_embedding(codes, place), words)
+    if self.config.embedding_scale != 1.0:
+      x = x * jnp.asarray(self.config.embedding_scale, dtype)
+    if features is not None:
+      seen = self.feature_projector.apply(features.astype(dtype))
+      x = jnp.where((modality == FEATURES)[..., None], seen[codes[..., 0]], x)
+    return x
 
   def mix(self, x: jax.Array, before: jax.Array, position: jax.Array) -> jax.Array:
     """Adds the weighted W-1 embeddings before each position of x [B,T,d]; `before` [B,W-1,d] precede x.
@@ -103,15 +125,15 @@ class Backbone(nnx.Module):
     padded = jnp.concatenate([self.empty_recent(1), plain], axis=1)
     return padded[:, padded.shape[1] - (self.config.mix - 1):]
 
-  def __call__(self, batch: TokenBatch) -> jax.Array:
+  def __call__(self, batch: TokenBatch, features: jax.Array | None = None) -> jax.Array:
     """Hidden states [B,T,d] of packed rows."""
-    x = self.embed(batch.text, batch.codes, batch.modality, places_of(batch.modality))
+    x = self.embed(batch.text, batch.codes, batch.modality, places_of(batch.modality), features)
     x = self.mix(x, self.empty_recent(x.shape[0]), batch.position)
     return self.trunk(x, batch.position, same_document(batch.document))
 
-  def prefill(self, batch: TokenBatch) -> tuple[jax.Array, Cache]:
+  def prefill(self, batch: TokenBatch, features: jax.Array | None = None) -> tuple[jax.Array, Cache]:
     """Hidden states [B,T,d] and the cache of T places; prompts end at the last position (padded on the left)."""
-    plain = self.embed(batch.text, batch.codes, batch.modality, places_of(batch.modality))
+    plain = self.embed(batch.text, batch.codes, batch.modality, places_of(batch.modality), features)
     x = self.mix(plain, self.empty_recent(plain.shape[0]), batch.position)
     hidden, layers = self.trunk.prefill(x, batch.position, same_document(batch.document))
     reach = self.config.mix - 1
@@ -145,21 +167,40 @@ class UnifiedModel(nnx.Module):
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     self.config = config
     self.backbone = Backbone(config, rngs)
-    self.text_head = param(rngs, (config.trunk.width, config.vocabulary), ('embed', 'vocab'), normal(0.02))
-    head = HEADS.get(config.image_head, config.image_head) if isinstance(config.image_head, str) else config.image_head
-    self.image_head = head(config.trunk, config.depth, config.codebook, rngs)
+    if not config.tied:
+      self.text_head = param(rngs, (config.trunk.width, config.vocabulary), ('embed', 'vocab'), normal(0.02))
+    self.image_head = _constructor(config.image_head, HEADS, 'image_head')(config, rngs)
 
-  def __call__(self, batch: TokenBatch) -> jax.Array:
-    return self.backbone(batch)
+  def __call__(self, batch: TokenBatch, features: jax.Array | None = None) -> jax.Array:
+    """Hidden states [B,T,d]; see `Backbone`."""
+    return self.backbone(batch, features)
 
   def text_logits(self, hidden: jax.Array) -> jax.Array:
     """Logits [...,V] in float32."""
-    return (hidden @ self.text_head[...].astype(hidden.dtype)).astype(jnp.float32)
+    kernel = self.backbone.text_embedding[...].T if self.config.tied else self.text_head[...]
+    return (hidden @ kernel.astype(hidden.dtype)).astype(jnp.float32)
+
+  def code_logits(self, hidden: jax.Array, codes: jax.Array) -> jax.Array:
+    """hidden [...,d], codes int[...,D] -> logits [...,D,C] in float32; code number i is given codes 0..i-1."""
+    return self.image_head.logits(hidden, codes, self.backbone.image_embedding)
+
+  def next_code_logits(self, hidden: jax.Array, codes: jax.Array, depth: int) -> jax.Array:
+    """Logits [...,C] of code number `depth`; `codes` [...,D] is right before it."""
+    return self.image_head.next_logits(hidden, codes, depth, self.backbone.image_embedding)
+
+
+def _constructor(named: Any, table: dict[str, Any], field: str) -> Any:
+  """What a config names: a constructor itself, or a name in the table."""
+  if callable(named):
+    return named
+  if named not in table:
+    raise UserError(f'model.{field} is {named!r}; take {", ".join(table)}, or a constructor as module:attribute')
+  return table[named]
 
 
 def define(config: ModelConfig) -> Definition:
   """The unified model's structure and parameter shapes."""
-  return Definition(lambda rngs: UnifiedModel(config, rngs))
+  return Definition(lambda rngs: UnifiedModel(config, rngs), config.param_dtype)
 
 
 def position_log_probs(model: UnifiedModel, hidden: jax.Array, batch: TokenBatch, *, chunk: int = 0,
@@ -177,8 +218,8 @@ def position_log_probs(model: UnifiedModel, hidden: jax.Array, batch: TokenBatch
     temperature: of text and of image logits.
 
   Returns:
-    text log-probs [B,T] (0 at image positions), code log-probs [B,T,D] (0 at text positions), entropy [B,T] in nats
-    (of an image position: the sum over its codes).
+    text log-probs [B,T] (0 where a position holds codes or features), code log-probs [B,T,D] (0 where it holds none), entropy
+    [B,T] in nats (of an image position: the sum over its codes; 0 at features, which nobody predicts).
   """
   b, t, d = hidden.shape
   before = jnp.concatenate([jnp.zeros((b, 1, d), hidden.dtype), hidden[:, :-1]], axis=1).reshape(b * t, d)
@@ -187,13 +228,15 @@ def position_log_probs(model: UnifiedModel, hidden: jax.Array, batch: TokenBatch
   def score(piece):
     h, text, codes, modality = piece
     words = jax.nn.log_softmax(model.text_logits(h) / temperature[0])
-    picture = jax.nn.log_softmax(model.image_head.logits(h, codes) / temperature[1])
+    picture = jax.nn.log_softmax(model.code_logits(h, codes) / temperature[1])
     is_code = modality == CODES
     text_log_prob = jnp.take_along_axis(words, text[:, None], axis=-1)[:, 0]
     code_log_prob = jnp.take_along_axis(picture, codes[..., None], axis=-1)[..., 0]
     entropy = lambda p: -jnp.sum(jnp.exp(p) * p, axis=-1)
     spread = jnp.where(is_code, jnp.sum(entropy(picture), axis=-1), entropy(words))
-    return jnp.where(is_code, 0.0, text_log_prob), jnp.where(is_code[:, None], code_log_prob, 0.0), spread
+    given = modality == FEATURES
+    return (jnp.where(is_code | given, 0.0, text_log_prob), jnp.where(is_code[:, None], code_log_prob, 0.0),
+            jnp.where(given, 0.0, spread))
 
   pieces = (before, *flat)
   if not chunk or chunk >= b * t:

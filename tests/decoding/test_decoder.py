@@ -71,7 +71,7 @@ def in_template(tokens: TokenBatch, row: int, layout_) -> int:
   block, blocks, t = layout_.block, 0, 0
   length = int((tokens.modality[row] != PADDING).sum())
   assert (tokens.modality[row, length:] == PADDING).all()
-  forbidden = {layout_.special(name) for name in sampling.STRUCTURE}
+  forbidden = set(layout_.structure.tolist())
   while t < length:
     assert tokens.modality[row, t] == TEXT and not tokens.forced[row, t]
     assert int(tokens.text[row, t]) not in forbidden
@@ -155,7 +155,7 @@ def null_head(definition):
   @jax.jit
   def logits(params, batch, last, codes):
     model = definition.bind(params)
-    return model.image_head.logits(model(batch)[0, last], codes)
+    return model.code_logits(model(batch)[0, last], codes)
 
   return logits
 
@@ -181,7 +181,7 @@ def test_log_prob_is_that_of_the_distribution_drawn_from(name, config):
   model, room = definition.bind(params), prompts.text.shape[1]
   hidden = hidden_of(definition, params, join(prompts, out))
   words = np.asarray(model.text_logits(hidden))
-  image_logits = jax.jit(model.image_head.logits)
+  image_logits = jax.jit(model.code_logits)
   rows = 3  # each position of an image costs a forward of its null context
   for row in range(0, len(out.finish), len(out.finish) // rows):
     images = steps = 0

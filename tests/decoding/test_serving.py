@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from intersyn_jax import sharding
-from intersyn_jax.decoding import sampling
 from intersyn_jax.decoding.config import DecodeConfig
 from intersyn_jax.decoding.decoder import END, GOING, LENGTH, Decoder
 from intersyn_jax.decoding.serving import Server
@@ -78,7 +77,7 @@ def test_rows_are_refilled_and_the_mesh_is_respected():
 def test_every_completion_keeps_the_template():
   layout_, definition, params, prompts = setting()
   found, finish = served(Server(Decoder(definition, layout_, small_model.one_device(), CONFIG), params, 2), prompts, seed=9)
-  forbidden = {layout_.special(name) for name in sampling.STRUCTURE}
+  forbidden = set(layout_.structure.tolist())
   for number, columns in found.items():
     chosen = columns.text[(columns.modality == layout.TEXT) & ~columns.forced]
     assert not forbidden & set(chosen.tolist())

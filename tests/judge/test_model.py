@@ -1,5 +1,7 @@
 """Heads, start from a policy, and that one causal pass scores every step as if nothing followed."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,12 +96,23 @@ def test_start_from_a_policy():
   assert jax.tree.structure(params) == jax.tree.structure(fresh)
   assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, fresh)
   ours, theirs = params['backbone'], policy['backbone']
-  np.testing.assert_array_equal(ours['code_embedding'], theirs['code_embedding'])
+  np.testing.assert_array_equal(ours['image_embedding']['code_embedding'], theirs['image_embedding']['code_embedding'])
   np.testing.assert_array_equal(ours['trunk']['layers']['up_kernel'], theirs['trunk']['layers']['up_kernel'][:2])
   np.testing.assert_array_equal(params['score_head'], fresh['score_head'])
   # the comparison starts as the logit of what was written
   np.testing.assert_array_equal(params['expected_code_embedding'], policy['image_head']['head'].T)
   np.testing.assert_array_equal(params['expected_text_embedding'], policy['text_head'].T)
+
+
+def test_start_from_a_policy_whose_heads_are_its_embeddings():
+  config = dataclasses.replace(config_of(small.plain()), tied=True, image_embedding='table')
+  rng = np.random.default_rng(7)
+  drawn = lambda shapes: jax.tree.map(lambda s: rng.standard_normal(s.shape), shapes)
+  policy = drawn(define_policy(config).shapes)
+  params = model.init_from(policy, drawn(model.define(config, 2, 1).shapes))
+  np.testing.assert_array_equal(params['expected_text_embedding'], policy['backbone']['text_embedding'].astype(np.float32))
+  np.testing.assert_array_equal(params['expected_code_embedding'],
+                                policy['backbone']['image_embedding']['code_embedding'].astype(np.float32))
 
 
 def test_prior_says_how_labels_are_spread(judge):

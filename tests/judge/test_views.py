@@ -118,14 +118,14 @@ def test_an_image_cut_short_is_no_image(judge):
 
 
 def test_soup_is_judged_too(judge):
-  """Whatever a policy writes has views; the answer begins at the first `<model>` of the last turn."""
+  """Whatever a policy writes has views; the answer begins where the last turn is first weighted."""
   plain = small.plain()
   base = layout.prompt(answer(), plain)
   names = ['</think>', '<model>', '<vis>', '<think>', '<think>', '</vis>', '<user>', '<s>']
   ids = np.array([plain.special(n) for n in names], np.int32)
   ids = np.insert(ids, 3, plain.tokenizer.encode('red'))
   fill = dict(text=ids, codes=np.zeros((len(ids), 1), np.int32), modality=np.ones(len(ids), np.int8),
-              loss=np.zeros(len(ids), np.float32), forced=np.zeros(len(ids), bool), document=np.ones(len(ids), np.int32),
+              loss=np.ones(len(ids), np.float32), forced=np.zeros(len(ids), bool), document=np.ones(len(ids), np.int32),
               position=len(base.text) + np.arange(len(ids), dtype=np.int32), turn=np.full(len(ids), 1, np.int32),
               step=np.full(len(ids), -1, np.int32))
   soup = layout.TokenBatch(**{name: np.concatenate([getattr(base, name), value]) for name, value in fill.items()})

@@ -119,7 +119,7 @@ def test_log_probs_by_hand_and_in_chunks(name):
     whole = position_log_probs(model, hidden, batch, temperature=(0.7, 1.3))
     chunks = position_log_probs(model, hidden, batch, chunk=13, temperature=(0.7, 1.3))
     before = hidden[:, :-1]
-    return whole, chunks, model.text_logits(before) / 0.7, model.image_head.logits(before, batch.codes[:, 1:]) / 1.3
+    return whole, chunks, model.text_logits(before) / 0.7, model.code_logits(before, batch.codes[:, 1:]) / 1.3
 
   whole, chunks, words, pictures = jax.device_get(both(params, batch))
   for a, b in zip(whole, chunks, strict=True):
@@ -143,14 +143,14 @@ def test_log_probs_by_hand_and_in_chunks(name):
 
 def test_residual_head_reads_the_codes_before_only():
   _, definition, params = setting('residual')
-  head = definition.bind(params).image_head
+  model = definition.bind(params)
   hidden = jax.random.normal(jax.random.key(1), (5, 32))
   codes = jax.random.randint(jax.random.key(2), (5, 4), 0, 16)
-  logits = jax.jit(head.logits)
+  logits = jax.jit(model.code_logits)
   whole = logits(hidden, codes)
   for number in range(4):
     unknown = codes.at[:, number:].set(0)
-    following = jax.jit(head.next_logits, static_argnums=2)(hidden, unknown, number)
+    following = jax.jit(model.next_code_logits, static_argnums=2)(hidden, unknown, number)
     np.testing.assert_allclose(following, whole[:, number], atol=1e-5)
   other = logits(hidden, codes.at[:, 1].add(1))
   np.testing.assert_allclose(other[:, :2], whole[:, :2], atol=1e-6)
@@ -203,16 +203,16 @@ def test_a_head_from_outside_takes_its_place():
   from intersyn_jax.models.image_heads import FlatHead
 
   class Loud(FlatHead):
-    def logits(self, hidden, codes):
-      return 2 * super().logits(hidden, codes)
+    def logits(self, hidden, codes, embedding):
+      return 2 * super().logits(hidden, codes, embedding)
 
   layout_, definition, params = setting('flat')
   config = definition.bind(params).config
   loud = define(dataclasses.replace(config, image_head=Loud))
   batch = batch_of(layout_)
   hidden = forward(loud)(params, batch)
-  np.testing.assert_allclose(loud.bind(params).image_head.logits(hidden, batch.codes),
-                             2 * definition.bind(params).image_head.logits(hidden, batch.codes))
+  np.testing.assert_allclose(loud.bind(params).code_logits(hidden, batch.codes),
+                             2 * definition.bind(params).code_logits(hidden, batch.codes))
 
 
 def test_bad_sizes_are_named():
