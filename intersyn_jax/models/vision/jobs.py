@@ -1,0 +1,88 @@
+"""Codecs at work on the host's side: encoded pictures in, codes out, and codes back to pictures.
+
+A device batch has one static size and its rows are spread over the mesh. `runner` makes the functions that stages and
+`data.codes.encode_folder` call; `codes_job` reads pictures of any size and decodes the next batch's bytes while the devices
+are busy with the last one.
+
+Letters: n pictures of a call, H W pixels, P places of a picture, D codes per place.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import numpy as np
+import PIL.Image
+from jax.sharding import Mesh
+
+from intersyn_jax import sharding
+from intersyn_jax.data import images
+from intersyn_jax.errors import UserError
+from intersyn_jax.models.definition import Params
+from intersyn_jax.models.image_tokenizer import in_chunks
+from intersyn_jax.models.vision.codec import Codec, Vision
+
+ROWS = 8
+"""Pictures per device and call."""
+
+LONGEST = 100
+"""Times the shorter side of a picture: scaled to a family's shorter side, a thread of pixels would not fit into memory."""
+
+
+def runner(vision: Vision, params: Params, mesh: Mesh, function: Callable[[Params, jax.Array], jax.Array],
+           rows: int = ROWS) -> Callable[[np.ndarray], np.ndarray]:
+  """One of `vision`'s functions, compiled for a mesh, on any number of rows of the host.
+
+  Args:
+    vision: whose parameters these are.
+    params: in any type and place; they are copied to every device once.
+    mesh: over which the rows of a batch are spread.
+    function: `encode` or `decode` of `vision`.
+    rows: a device works on at once; it bounds memory, not n.
+
+  Returns:
+    uint8[n,H,W,3] -> int32[n,P,D] for `encode` of a codec, and so on, for n of at least 1.
+  """
+  places = vision.definition.shardings(mesh)
+  compiled = jax.jit(function, in_shardings=(places, sharding.rows(mesh)), out_shardings=sharding.rows(mesh))
+  run = functools.partial(compiled, jax.device_put(params, places))
+  return lambda whole: in_chunks(run, whole, rows * sharding.row_multiple(mesh))
+
+
+def pixels(vision: Vision, data: bytes, where: str) -> np.ndarray:
+  """The picture in PNG, JPEG or WebP bytes as `vision` wants it, uint8[H,W,3].
+
+  Raises:
+    UserError: the bytes are no picture, or of a very long one; `where` (record id and field, or file) is named.
+  """
+  image = PIL.Image.fromarray(images.pixels(data, where))
+  if max(image.size) > LONGEST * min(image.size):
+    raise UserError(f'{where}: a picture of {image.width}x{image.height} pixels is too long (at most {LONGEST} times its '
+                    'shorter side); crop it')
+  return np.asarray(vision.resize(image, vision.pixels))
+
+
+def codes_job(codec: Codec, params: Params, mesh: Mesh, batches: Iterable[Sequence[tuple[str, bytes]]],
+              rows: int = ROWS) -> Iterator[np.ndarray]:
+  """Yields the codes int32[n,P,D] of each batch of pictures.
+
+  Args:
+    codec, params, mesh, rows: as for `runner`.
+    batches: of at least one picture each: its name (for errors) and its encoded bytes, of any size.
+
+  Raises:
+    UserError: bytes that are no picture, by their name. The batches before that one have been yielded.
+  """
+  encode = runner(codec, params, mesh, codec.encode, rows)
+  with ThreadPoolExecutor() as pool:
+    before = None
+    for batch in batches:
+      now = [pool.submit(pixels, codec, data, name) for name, data in batch]
+      if before is not None:
+        yield encode(np.stack([picture.result() for picture in before]))
+      before = now
+    if before is not None:
+      yield encode(np.stack([picture.result() for picture in before]))
