@@ -106,6 +106,32 @@ def test_repetition_pushes_down_what_was_said():
   np.testing.assert_allclose(sampling.repetition(logits, said, 2.0), [[1.0, -2.0, 0.5, -3.0]])
 
 
+def drawn_like(p: np.ndarray, logits: np.ndarray) -> bool:
+  """Whether draws from logits [V] have the frequencies p [V]."""
+  count = 20_000
+  uniform = sampling.uniforms(1, jnp.arange(count, dtype=jnp.uint32), 1, 1)[0, :, 0]
+  ids, log_prob = jax.jit(lambda l, u: sampling.draw(l, u, Sampling()))(jnp.tile(logits, (count, 1)), uniform)
+  np.testing.assert_allclose(np.exp(log_prob), p[ids], rtol=1e-4)
+  return scipy.stats.chisquare(np.bincount(ids, minlength=len(p)), count * p).pvalue > 1e-4
+
+
+def test_repetition_has_the_frequencies_written_down_by_hand():
+  logits, said = LOGITS[:6].astype(np.float64), np.asarray([True, False, False, True, True, False])
+  weights = np.exp(np.where(said, np.where(logits > 0, logits / 1.7, logits * 1.7), logits))
+  pushed = sampling.repetition(jnp.asarray(logits[None], jnp.float32), jnp.asarray(said[None]), 1.7)[0]
+  assert drawn_like(weights / weights.sum(), pushed)
+
+
+@pytest.mark.parametrize('scales', [(3.0, 0.0), (3.0, 1.2)])
+def test_guidance_has_the_frequencies_written_down_by_hand(scales):
+  full, images, null = np.random.default_rng(1).normal(size=(3, 6))
+  s, t = scales
+  by_hand = null + s * (full - null) if not t else null + t * (images - null) + s * (full - images)
+  branches = [full, null] if not t else [full, images, null]
+  guided = sampling.guide(jnp.asarray(branches, jnp.float32)[None], s, t)[0]
+  assert drawn_like(np.exp(by_hand) / np.exp(by_hand).sum(), guided)
+
+
 def test_words_are_no_tags():
   layout_ = small_model.plain()
   found = sampling.words(layout_, layout_.tokenizer.size + 5)
