@@ -73,7 +73,8 @@ def _tiny() -> ConfigDict:
       conversations=1000, window=500, rounds=dict(question=2, answer=2, image=2), turns=(1, 2),
       text_temperature=1.0, text_top_p=0.9, image_temperature=1.0, accept='gated', rate_finished=False,
       word_limits=dict(question=50, caption=65), retries=2, topics='', templates='', duplicate_similarity=0.9,
-      rows=64, rooms=dict(prompts=(48, 96, 224), short=56, long=144, critic=24, judged=(160,)), shard_records=500))
+      rows=64, rooms=dict(prompts=(48, 96, 224), short=56, long=144, critic=24, judged=(160,)), shard_records=500,
+      critic=''))  # '': the writer; or the import path of your own (docs/extending.md)
 
   c.finetune = ConfigDict(dict(
       mix=dict(synthesized=0.6, understanding=0.15, text_to_image=0.25), steps=450, rows=12, row_length=256,
@@ -82,7 +83,8 @@ def _tiny() -> ConfigDict:
 
   c.grpo = ConfigDict(dict(
       init='finetune', questions='questions', steps=140, prompts=8, group_size=8, max_prompt=48, max_positions=112,
-      reward=dict(textual=1.0, visual=1.0, format=1.0), process=True, process_normalise='group',
+      # Weights of r_t, r_v, r_f, and of each reward of your own that `rewards` names (docs/extending.md).
+      reward=dict(textual=1.0, visual=1.0, format=1.0, own=1.0), rewards=(), process=True, process_normalise='group',
       advantage_scale='group', clip_low=0.2, clip_high=0.2, kl=0.02, kl_estimator='k3', aggregation='sequence',
       code_ratio='position', inner_epochs=1, minibatches=1, micro_batches=1,
       optimizer=_optimizer(name='adamw', learning_rate=3e-4, warmup=5, schedule='constant', b2=0.95),

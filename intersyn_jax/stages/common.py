@@ -41,6 +41,9 @@ SECTIONS = {
 }
 """The sections of the configuration that a stage is the first to use. A section named nowhere counts for all stages."""
 
+ALONE = {'convert': ('family', 'hf')}
+"""Stages beside the pipeline that leave a folder as those of the pipeline do, and all the sections that they use."""
+
 HARMLESS = ('mesh',)
 """Sections that change where the numbers are computed and not what is computed."""
 
@@ -65,6 +68,8 @@ def plain(value: Any) -> Any:
 
 def sections_of(stage: str, config: Mapping[str, Any]) -> dict[str, Any]:
   """The part of a (plain) configuration that decides what the stage computes: its own sections and all earlier ones."""
+  if stage in ALONE:
+    return {k: v for k, v in config.items() if k in ALONE[stage]}
   later = {s for name in PIPELINE[PIPELINE.index(stage) + 1:] for s in SECTIONS[name]}
   return {k: v for k, v in config.items() if k not in later and k not in HARMLESS}
 
@@ -130,14 +135,15 @@ class Run:
     Raises:
       UserError: another value was used; names the first such field and the mend.
     """
-    for name in PIPELINE[:PIPELINE.index(stage) + 1]:
+    for name in (stage,) if stage in ALONE else PIPELINE[:PIPELINE.index(stage) + 1]:
       path = self.workdir / name / 'config.json'
       if name in REDONE or not path.exists():
         continue
       difference = first_difference(read_json(path), sections_of(name, self._plain))
       if difference is not None:
         field, old, new = difference
-        later = [s for s in PIPELINE[PIPELINE.index(name):] if (self.workdir / s).exists()]
+        later = [s for s in (PIPELINE[PIPELINE.index(name):] if name in PIPELINE else (name, *PIPELINE))
+                 if (self.workdir / s).exists()]
         raise UserError(
             f'config.{field} is {json.dumps(new)}, but {self.workdir} was made with {json.dumps(old)}: set it back, name '
             f'another --workdir, or remove the folders {", ".join(later)} in {self.workdir} to make them again')

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from intersyn_jax.data import builders
+from intersyn_jax.stages import imports
 from intersyn_jax.stages.common import Run
 
 
 def run(run: Run) -> dict:
   data = run.config.data
-  manifest = builders.build(data, run.directory('data'), run.reporter('data', 'record'), seed=data.seed)
+  named = data.to_dict() | {'source': imports.resolve(data.source, 'data.source')}
+  manifest = builders.build(named, run.directory('data'), run.reporter('data', 'record'), seed=data.seed)
   records = {f'records.{name}': split.records for name, split in manifest.splits.items()}
   rejected = {f'rejected.{name}': len(split.rejected) for name, split in manifest.splits.items()}
   return records | rejected

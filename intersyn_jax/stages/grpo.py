@@ -7,12 +7,13 @@ import numpy as np
 
 from intersyn_jax.errors import UserError
 from intersyn_jax.grpo.loss import LossConfig
-from intersyn_jax.grpo.rewards import asked_steps
+from intersyn_jax.grpo.rewards import HostReward, Reward, asked_steps
 from intersyn_jax.grpo.trainer import GRPOConfig, Trainer
 from intersyn_jax.interleave import layout
 from intersyn_jax.interleave.types import Turn, text_of
+from intersyn_jax.stages import imports
 from intersyn_jax.stages.common import Run
-from intersyn_jax.stages.parts import Parts
+from intersyn_jax.stages.parts import Parts, policy_folder
 from intersyn_jax.training import checkpoints, loop
 from intersyn_jax.training.optimizer import OptimizerConfig, make_optimizer
 
@@ -44,10 +45,25 @@ class Prompts:
     return rows, np.asarray([self.asked[i] for i in picks], np.int32)
 
 
+def own_rewards(parts: Parts) -> dict[str, Reward | HostReward]:
+  """The rewards that `grpo.rewards` names, by the last part of their names; each constructor is given the parts."""
+  made: dict[str, Reward | HostReward] = {}
+  for value in parts.config.grpo.rewards:
+    name, reward = imports.name_of(value), imports.construct(value, 'grpo.rewards', 'rewards', parts)
+    if name in made:
+      raise UserError(f'config.grpo.rewards names {name} twice; the metrics need a name for each')
+    if not isinstance(reward, HostReward) and not callable(reward):
+      raise UserError(f'config.grpo.rewards: {name} constructs a {type(reward).__name__}; it must construct a function of '
+                      'TokenBatch, or a HostReward')
+    made[name] = reward
+  return made
+
+
 def run(run: Run) -> dict:
   parts = Parts(run)
   config, grpo = run.config, run.config.grpo
-  run.require('judge', 'warmup' if grpo.init == 'warmup' else 'finetune')
+  run.require('judge', policy_folder(run.workdir, grpo.init).relative_to(run.workdir).parts[0])
+  own = own_rewards(parts)
   reference = parts.policy(grpo.init)
   decoder = parts.decoder(max_positions=grpo.max_positions, text_temperature=1.0, text_top_k=0, text_top_p=1.0,
                           image_temperature=1.0, image_top_k=0, image_top_p=1.0, guidance=1.0)
@@ -59,7 +75,7 @@ def run(run: Run) -> dict:
                       grpo.log_prob_chunk)
   judge, judge_params = parts.judge()
   narrow = judge.within(grpo.max_prompt, grpo.max_positions)
-  trainer = Trainer(decoder, narrow.score, judge_params, optimizer, reference, settings, losses, config.seed)
+  trainer = Trainer(decoder, narrow.score, judge_params, optimizer, reference, settings, losses, config.seed, own)
   prompts = Prompts(parts, grpo.questions, grpo.max_prompt, config.seed)
 
   state = loop.init_state(parts.policy(grpo.init), optimizer)

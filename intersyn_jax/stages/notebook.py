@@ -18,6 +18,7 @@ from etils import epath
 from intersyn_jax.decoding import generator
 from intersyn_jax.decoding.config import DecodeConfig
 from intersyn_jax.errors import UserError
+from intersyn_jax.stages import imports
 from intersyn_jax.stages.common import Run, read_json
 from intersyn_jax.stages.parts import POLICIES, Parts, policy_folder
 from intersyn_jax.training import checkpoints
@@ -41,11 +42,11 @@ class Generator(generator.Generator):
     folder = epath.Path(workdir)
     if not (folder / 'config.json').exists():
       raise UserError(f'{workdir}: no work folder here (it has no config.json); name the --workdir of a run')
-    config = ml_collections.ConfigDict(read_json(folder / 'config.json'))
-    head = config.model.image_head
-    if ':' in head and not head.startswith('intersyn_jax.'):
-      raise UserError(f'{workdir}: config.model.image_head is {head}; code named by a work folder is loaded from intersyn_jax '
-                      'alone: build Parts from your own configuration and use Generator.of')
+    config = ml_collections.ConfigDict(imports.read_back(read_json(folder / 'config.json')))
+    # What answering needs is told at once; names that other stages would look up are not met here.
+    imports.check(config.get('family'), 'family')
+    for name, value in config.get('model', {}).items():
+      imports.check(value, f'model.{name}')
     return cls.of(Parts(Run(config.lock(), folder)), policy, **decode)
 
   @classmethod

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -24,10 +23,14 @@ from intersyn_jax.judge.model import SynJudge
 from intersyn_jax.models import image_tokenizer, unified
 from intersyn_jax.models.definition import Definition, Params
 from intersyn_jax.models.trunk import TrunkConfig
+from intersyn_jax.models.vision import jobs
+from intersyn_jax.stages import converted, imports
 from intersyn_jax.stages.common import Run
+from intersyn_jax.stages.converted import Converted
 from intersyn_jax.training import checkpoints
 
 POLICIES = {
+    'convert': ('convert', 'checkpoints'),
     'warmup': ('warmup', 'checkpoints'),
     'warmup_long': ('warmup', 'long', 'checkpoints'),
     'writer': ('warmup', 'writer', 'checkpoints'),
@@ -57,6 +60,11 @@ class Parts:
   def mesh(self) -> Mesh:
     return sharding.make_mesh(self.config.mesh)
 
+  @functools.cached_property
+  def checkpoint(self) -> Converted | None:
+    """The converted checkpoint of the family that `config.family` names; None where the model is one of our own."""
+    return Converted(self.run.workdir, self.config) if converted.wanted(self.config) else None
+
   # Tokenizers.
 
   @property
@@ -67,27 +75,39 @@ class Parts:
 
   @functools.cached_property
   def layout(self) -> Layout:
+    if self.checkpoint:
+      return self.checkpoint.layout
     text = TextTokenizer.load(self.run.workdir / 'tokenizer' / 'text.json')
     image = self.image_config
     return plain_layout(text, places=image.places, depth=image.depth, codebook=image.codebook)
 
-  @functools.cached_property
-  def _image_params(self) -> Params:
-    return self.load(image_tokenizer.define(self.image_config), self.run.workdir / 'tokenizer' / 'checkpoints')
+  @property
+  def image_folder(self) -> epath.Path:
+    """Where the checkpoints of the image tokenizer lie."""
+    workdir = self.run.workdir
+    return converted.folder_of(workdir, converted.IMAGE) if self.checkpoint else workdir / 'tokenizer' / 'checkpoints'
 
   @functools.cached_property
-  def _image_functions(self):
+  def _image_functions(self) -> tuple[Callable[[np.ndarray], np.ndarray], ...]:
+    """Encode and decode, on any number of rows."""
+    if self.checkpoint:
+      codec = self.checkpoint.codec
+      params = self.load(codec.definition, self.image_folder)
+      return tuple(jobs.runner(codec, params, self.mesh, function, self.config.image.rows)
+                   for function in (codec.encode, codec.decode))
     definition = image_tokenizer.define(self.image_config)
-    return (jax.jit(lambda params, pictures: image_tokenizer.encode(definition.bind(params), pictures)),
-            jax.jit(lambda params, codes: image_tokenizer.decode(definition.bind(params), codes)))
+    params = self.load(definition, self.image_folder)
+    compiled = [jax.jit(lambda params, rows, f=function: f(definition.bind(params), rows))
+                for function in (image_tokenizer.encode, image_tokenizer.decode)]
+    return tuple(functools.partial(image_tokenizer.in_chunks, functools.partial(function, params)) for function in compiled)
 
   def encode(self, pictures: np.ndarray) -> np.ndarray:
     """uint8[n,H,W,3] -> int32[n,P,D]."""
-    return image_tokenizer.in_chunks(lambda rows: self._image_functions[0](self._image_params, rows), pictures)
+    return self._image_functions[0](pictures)
 
   def decode(self, codes: np.ndarray) -> np.ndarray:
     """int32[n,P,D] -> uint8[n,H,W,3]."""
-    return image_tokenizer.in_chunks(lambda rows: self._image_functions[1](self._image_params, rows), codes)
+    return self._image_functions[1](codes)
 
   # Data.
 
@@ -99,13 +119,15 @@ class Parts:
 
   @property
   def model_config(self) -> unified.ModelConfig:
+    if self.checkpoint:
+      return self.checkpoint.model_config(self.checkpoint.dtype)
     model = self.config.model
     trunk = {name: model[name] for name in ('width', 'layers', 'heads', 'kv_heads', 'head_width', 'mlp_width', 'rope_base',
                                             'remat', 'dtype')}
     block = self.layout.block
     return unified.ModelConfig(
         TrunkConfig(**trunk), vocabulary=self.layout.tokenizer.size, places=block.places, depth=block.depth,
-        codebook=block.codebook, mix=model.mix, image_head=resolve(model.image_head, 'model.image_head'))
+        codebook=block.codebook, mix=model.mix, image_head=imports.resolve(model.image_head, 'model.image_head'))
 
   @functools.cached_property
   def model(self) -> Definition:
@@ -124,6 +146,10 @@ class Parts:
     """Parameters of a trained policy."""
     return self.load(self.model, self.policy_folder(name))
 
+  def start(self) -> Params:
+    """What training begins with: the converted weights, or fresh ones."""
+    return self.policy('convert') if self.checkpoint else self.model.init(jax.random.key(self.config.seed), self.mesh)
+
   def judge(self) -> tuple[SynJudge, Params]:
     """The trained judge."""
     judge = SynJudge.of(self.model_config, self.layout, self.config.judge)
@@ -132,17 +158,6 @@ class Parts:
   def decoder(self, **overrides) -> Decoder:
     """A decoder under `config.decode`, some of its fields changed."""
     return Decoder(self.model, self.layout, self.mesh, DecodeConfig(**(self.config.decode.to_dict() | overrides)))
-
-
-def resolve(name, field: str):
-  """A constructor given by itself, by a short name, or as `module:attribute` (DESIGN 9)."""
-  if callable(name) or ':' not in name:
-    return name
-  module, _, attribute = name.partition(':')
-  try:
-    return getattr(importlib.import_module(module), attribute)
-  except (ImportError, AttributeError) as error:
-    raise UserError(f'config.{field} is {name!r}, which cannot be imported ({error}); write module:attribute') from error
 
 
 def identity(folder: epath.PathLike) -> str:

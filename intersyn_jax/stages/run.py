@@ -10,7 +10,7 @@ import json
 import time
 from typing import Any
 
-from intersyn_jax.stages import PIPELINE
+from intersyn_jax.stages import PIPELINE, imports
 from intersyn_jax.stages.common import Run, run_stage
 from intersyn_jax.training.progress import duration
 
@@ -20,8 +20,9 @@ DIMENSIONS = ('tcc', 'icc', 'iq', 'its', 'mean')
 def run(run: Run) -> dict[str, Any]:
   """Runs every stage and prints the scores; the metrics are the seconds of each stage."""
   start = time.monotonic()
-  # A folder of another configuration is told before hours of work, not when its stage comes.
+  # A folder of another configuration, and a name that leads nowhere, are told before hours of work, not when their stage comes.
   run.check_config(PIPELINE[-1])
+  imports.check_all(run.config)
   seconds: dict[str, Any] = {}
   for number, stage in enumerate(PIPELINE, start=1):
     if not run.complete(stage):

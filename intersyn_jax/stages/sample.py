@@ -19,13 +19,14 @@ from intersyn_jax.data.storyworld import language
 from intersyn_jax.errors import UserError
 from intersyn_jax.interleave import layout
 from intersyn_jax.interleave.types import Conversation, Segment, Text, Turn, steps_of, text_of
+from intersyn_jax.stages import converted
 from intersyn_jax.stages.common import Run
 from intersyn_jax.stages.evaluate import DECODINGS
 from intersyn_jax.stages.notebook import Generator
 from intersyn_jax.stages.parts import Parts
 from intersyn_jax.training.metrics import replace_text
 
-ZOOM = 8
+ZOOM, SMALL = 8, 64
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{{ question }}</title>
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src 'self'; style-src 'unsafe-inline'">
@@ -49,20 +50,25 @@ def run(run: Run) -> epath.Path:
   options = run.options
   seed = _number(options.get('seed', '0'))
   greedy = _truth(options.get('greedy', 'false'))
-  policy = options.get('policy', 'grpo')
+  policy = options.get('policy', 'convert' if converted.wanted(run.config) else 'grpo')
   if 'question' in options and not options['question'].strip():
     raise UserError("--question is empty: write what to show, or leave the flag out to try a held-out question")
-  run.require('tokenizer')
+  of_family = bool(converted.wanted(run.config))
+  if not of_family:
+    run.require('tokenizer')
+  elif 'question' not in options and not run.complete('tokenizer'):
+    raise UserError('--question is missing: write what to show')
   parts = Parts(run)
   decoding = 'greedy' if greedy else 'sampled'
-  generator = Generator.of(parts, policy, **DECODINGS[decoding], rows=1)
+  # A family is sampled as its authors do, which its configuration says.
+  generator = Generator.of(parts, policy, **({} if of_family and not greedy else DECODINGS[decoding]), rows=1)
   question = options.get('question') or _held_out(parts, seed)
   document = layout.prompt(Conversation('question', '', (Turn((Text(question),)),)), parts.layout)
   limit = max(run.config[stage].row_length for stage in ('warmup', 'finetune')) - run.config.decode.max_positions
   if len(document.text) > limit:
     raise UserError(f'--question takes {len(document.text)} positions, and {limit} is what the rows this model has learnt '
                     'from leave beside an answer: ask a shorter one')
-  if run.config.data.source == 'storyworld' and (strange := strange_words(question)):
+  if run.config.data.source == 'storyworld' and not of_family and (strange := strange_words(question)):
     run.say(f'this model knows the small language of Storyworld only, and not these words: {", ".join(strange)}. '
             'Leave --question out to see what a question looks like')
   ((answer,),) = generator.generate(question, seed=seed, name=policy)
@@ -115,7 +121,8 @@ def _write(folder: epath.Path, question: str, steps: Sequence[Step], **facts: ob
     old.unlink()
   for step in steps:
     if step.picture is not None:
-      (folder / step.file).write_bytes(images.png(step.picture.repeat(ZOOM, axis=0).repeat(ZOOM, axis=1)))
+      zoom = ZOOM if len(step.picture) <= SMALL else 1
+      (folder / step.file).write_bytes(images.png(step.picture.repeat(zoom, axis=0).repeat(zoom, axis=1)))
   env = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
   replace_text(folder / 'index.html', env.from_string(PAGE).render(question=question, steps=steps, **facts))
 

@@ -19,7 +19,11 @@ from intersyn_jax.stages import STAGES
 
 EXAMPLE = '--config=configs/storyworld.py:tiny'
 
-OPTIONS = {'sample': ('question', 'policy', 'greedy', 'seed', 'out')}
+OPTIONS = {
+    'sample': ('question', 'policy', 'greedy', 'seed', 'out'),
+    'convert': ('from', 'family', 'dtype'),
+    'export': ('policy', 'out'),
+}
 """Flags of a stage that are not configuration."""
 
 

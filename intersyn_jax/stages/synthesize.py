@@ -18,10 +18,11 @@ from intersyn_jax.data import manifest
 from intersyn_jax.data.importers import rows
 from intersyn_jax.data.storyworld import language, topics
 from intersyn_jax.errors import UserError
+from intersyn_jax.stages import imports
 from intersyn_jax.stages.common import Run, barrier
 from intersyn_jax.stages.parts import Parts
 from intersyn_jax.synthesis import engine, record, seir
-from intersyn_jax.synthesis.interfaces import Crew
+from intersyn_jax.synthesis.interfaces import Crew, OwnCritic
 from intersyn_jax.synthesis.judging import JudgeWorker
 from intersyn_jax.synthesis.unified import Rooms, UnifiedWorker
 from intersyn_jax.training.metrics import replace_text
@@ -110,16 +111,29 @@ def method_of(run: Run) -> tuple[seir.Method, list[manifest.Rejected]]:
 
 
 def crew_of(run: Run, parts: Parts, method: seir.Method) -> Crew:
-  """The writer in all three jobs, and SynJudge where the method asks for it."""
+  """The writer in all three jobs, or a vision critic of one's own, and SynJudge where the method asks for it."""
   config = run.config.synthesize
   judged = method.gated or config.rate_finished
   run.require('warmup', *(['judge'] if judged else []))
+  critic = own_critic(parts)
   rooms = Rooms(**config.rooms)
   decoder = functools.partial(parts.decoder, text_temperature=config.text_temperature, text_top_p=config.text_top_p,
                               image_temperature=config.image_temperature)
   writer = UnifiedWorker(decoder, parts.policy('writer'), parts.layout, seed=method.seed, rooms=rooms, rows=config.rows)
   judge = JudgeWorker(*parts.judge(), rows=config.rows, sizes=rooms.judged) if judged else None
-  return Crew(writer, writer, writer, judge)
+  return Crew(writer, critic or writer, writer, judge)
+
+
+def own_critic(parts: Parts) -> OwnCritic | None:
+  """The critic that `synthesize.critic` names, None where it names none; its constructor is given the parts."""
+  value = parts.config.synthesize.critic
+  if not value:
+    return None
+  critic = imports.construct(value, 'synthesize.critic', 'a critic', parts)
+  if not isinstance(critic, OwnCritic):
+    raise UserError(f'config.synthesize.critic: {imports.name_of(value)} constructs a {type(critic).__name__}; it must be an '
+                    'OwnCritic (intersyn_jax.synthesis.interfaces)')
+  return critic
 
 
 def _write_examples(run: Run, folder: epath.Path, windows: int) -> None:

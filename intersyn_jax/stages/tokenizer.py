@@ -1,4 +1,7 @@
-"""Stage `tokenizer`: trains the text and the image tokenizer, then adds image codes to every shard."""
+"""Stage `tokenizer`: trains the text and the image tokenizer, then adds image codes to every shard.
+
+A converted family has its tokenizers already; there it only adds the codes.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import PIL.Image
 from intersyn_jax import sharding
 from intersyn_jax.data import codes, images, shards
 from intersyn_jax.data.storyworld import story
+from intersyn_jax.errors import UserError
 from intersyn_jax.evaluation import flaws
 from intersyn_jax.interleave.text import TextTokenizer
 from intersyn_jax.interleave.types import DIMENSIONS, Image, Text
@@ -24,6 +28,9 @@ from intersyn_jax.training.optimizer import OptimizerConfig, make_optimizer
 FLAW_ANSWERS = 40
 """Answers that each flaw is tried on."""
 
+SHOWN = 16
+"""Pictures of which reconstructions are shown."""
+
 
 def run(run: Run) -> dict:
   run.require('data')
@@ -31,6 +38,8 @@ def run(run: Run) -> dict:
   folder = run.directory('tokenizer')
   data = run.workdir / 'data'
   splits = {name: shards.open_split(data, name) for name in shards.splits(data)}
+  if parts.checkpoint:
+    return _only_codes(run, parts, splits)
 
   if not (folder / 'text.json').exists():
     # Evaluation splits are not read: what they hold must not shape the vocabulary.
@@ -42,13 +51,34 @@ def run(run: Run) -> dict:
 
   pictures = _pictures(run, splits)
   last = _train_images(run, parts, pictures)
-  _reconstructions(parts, pictures[:16], folder / 'reconstructions.png')
-  codes.encode_folder(data, folder / 'data', parts.encode, tokenizer=identity(folder / 'checkpoints'),
-                      progress=run.reporter('tokenizer', 'record'))
-  sample = pictures[:512]
-  error = np.mean((parts.decode(parts.encode(sample)).astype(np.float32) - sample) ** 2) / 255 ** 2
-  metrics = {'text.size': parts.layout.tokenizer.size, 'image.psnr': -10 * np.log10(error)}
+  _reconstructions(parts, pictures[:SHOWN], folder / 'reconstructions.png')
+  _add_codes(run, parts)
+  metrics = {'text.size': parts.layout.tokenizer.size, 'image.psnr': _psnr(parts, pictures[:512])}
   return metrics | _flaws(run, parts) | {f'image.{name}': value for name, value in last.items()}
+
+
+def _only_codes(run: Run, parts: Parts, splits) -> dict[str, float]:
+  pixels = parts.checkpoint.codec.pixels
+  if run.config.data.pixels != pixels:
+    raise UserError(f'config.data.pixels is {run.config.data.pixels}, but the image tokenizer of this family reads {pixels}: '
+                    'set it so and import the data again')
+  _add_codes(run, parts)
+  pictures = _imported(splits, SHOWN)
+  if not len(pictures):
+    return {}
+  _reconstructions(parts, pictures, run.directory('tokenizer') / 'reconstructions.png')
+  return {'image.psnr': _psnr(parts, pictures)}
+
+
+def _add_codes(run: Run, parts: Parts) -> None:
+  codes.encode_folder(run.workdir / 'data', run.directory('tokenizer') / 'data', parts.encode,
+                      tokenizer=identity(parts.image_folder), progress=run.reporter('tokenizer', 'record'))
+
+
+def _psnr(parts: Parts, pictures: np.ndarray) -> float:
+  """Decibels between pictures and what encode and decode make of them."""
+  error = np.mean((parts.decode(parts.encode(pictures)).astype(np.float32) - pictures) ** 2) / 255 ** 2
+  return -10 * np.log10(error)
 
 
 def _flaws(run: Run, parts: Parts) -> dict[str, float]:
@@ -72,14 +102,19 @@ def _pictures(run: Run, splits) -> np.ndarray:
   if data.source == 'storyworld':
     return story.scenes(data.seed, 0, count, pixels=data.pixels, jitter=data.jitter,
                          damaged=run.config.image.damaged)
+  return _imported(splits, count)
+
+
+def _imported(splits, count: int) -> np.ndarray:
+  """The first `count` pictures of a data set, uint8[n,H,W,3]."""
   found = []
   for split in splits.values():
     for conversation in split:
       for turn in conversation.turns:
         found += [images.pixels(s.data) for s in (*turn.question, *turn.answer) if isinstance(s, Image) and s.data]
       if len(found) >= count:
-        return np.stack(found[:count])
-  return np.stack(found)
+        break
+  return np.stack(found[:count]) if found else np.zeros((0, 0, 0, 3), np.uint8)
 
 
 def _train_images(run: Run, parts: Parts, pictures: np.ndarray) -> dict[str, float]:

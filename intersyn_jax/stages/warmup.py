@@ -25,8 +25,7 @@ def run(run: Run) -> dict:
   run.require('tokenizer')
   parts = Parts(run)
   config = run.config
-  fresh = parts.model.init(jax.random.key(config.seed), parts.mesh)
-  student = train(run, parts, config.warmup, 'warmup', parts.policy_folder('warmup').parent, fresh)
+  student = train(run, parts, config.warmup, 'warmup', parts.policy_folder('warmup').parent, parts.start())
   found = {'student': student}
   # Own data has no use for the control, and no examples of the roles: 0 steps leave these policies out.
   if config.warmup.long_steps:

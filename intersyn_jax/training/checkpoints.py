@@ -11,12 +11,16 @@ that the next step overwrites.
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -24,6 +28,8 @@ from intersyn_jax.errors import UserError
 from intersyn_jax.training.trees import abstract, flat, nested, unflat
 
 _FORMAT = 1
+_CHUNK_BYTES = 64 << 20  # of a parameter that is written by itself
+_TOGETHER_BYTES = 256 << 20  # parameters that are made, or read, at once: each alone would take orbax tens of milliseconds
 _HASHED_BYTES = 64 << 20  # larger files are checked by size only: hashing them would cost more than reading them
 
 
@@ -123,6 +129,95 @@ def read_meta(folder: epath.PathLike, step: int | None = None) -> dict[str, Any]
   return meta
 
 
+@dataclasses.dataclass(frozen=True)
+class Pending:
+  """An array that is made when its turn to be written comes; no pytree, so that it is a leaf."""
+
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  make: Callable[[], np.ndarray]
+
+  @property
+  def nbytes(self) -> int:
+    return self.dtype.itemsize * math.prod(self.shape)
+
+
+class _PendingHandler(ocp.type_handlers.NumpyHandler):
+  """Makes and writes a few arrays at a time, where orbax would hold all of them at once."""
+
+  def __init__(self):
+    super().__init__(deepcopy_host_arrays=False)
+
+  async def serialize(self, values, infos, args=None):
+    for some in _batches([value.nbytes for value in values]):
+      made, infos_, args_ = [values[i].make() for i in some], [infos[i] for i in some], [args[i] for i in some]
+      for written in await super().serialize(made, infos_, args_):
+        written.result()
+      del made
+    return []
+
+
+def _batches(sizes: Sequence[int]) -> Iterator[list[int]]:
+  """Numbers of arrays in order, in runs of _TOGETHER_BYTES at most, or of one larger array."""
+  run: list[int] = []
+  for number, size in enumerate(sizes):
+    if run and sum(sizes[i] for i in run) + size > _TOGETHER_BYTES:
+      yield run
+      run = []
+    run.append(number)
+  if run:
+    yield run
+
+
+def save_params(folder: epath.PathLike, params: Mapping[str, Pending], *, identity: str = '') -> None:
+  """Writes parameters, given by path, as the checkpoint of step 0, for `load_params`; few of them are in memory at a time.
+
+  They are cut into chunks, so that each device of a later mesh reads little more than its own part.
+  """
+  folder = epath.Path(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  tree = nested(dict(params))
+  registry = ocp.type_handlers.create_type_handler_registry(
+      (Pending, _PendingHandler()), (jax.Array, ocp.type_handlers.ArrayHandler()))
+  meta = {'format': _FORMAT, 'step': 0, 'identity': identity, 'data': None,
+          'shapes': {f'params/{path}': [str(p.dtype), *p.shape] for path, p in params.items()}}
+  handlers = {'params': ocp.PyTreeCheckpointHandler(type_handler_registry=registry), 'meta': ocp.JsonCheckpointHandler()}
+  options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
+  with ocp.CheckpointManager(folder.resolve(), item_handlers=handlers, options=options) as manager:
+    manager.save(0, args=ocp.args.Composite(
+        params=ocp.args.PyTreeSave(tree, save_args=jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), tree)),
+        meta=ocp.args.JsonSave(meta)))
+  _write_listing(folder, 0)
+
+
+def param_shapes(folder: epath.PathLike, step: int | None = None) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shapes and types of the parameters of a checkpoint, by path. Raises UserError as `Checkpoints.restore`."""
+  stored = read_meta(folder, step)['shapes']
+  return {path.removeprefix('params/'): jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype))
+          for path, (dtype, *shape) in stored.items() if path.startswith('params/')}
+
+
+def read_params(folder: epath.PathLike, likes: Mapping[str, jax.ShapeDtypeStruct],
+                step: int | None = None) -> Iterator[tuple[str, np.ndarray]]:
+  """Some parameters of a checkpoint by path, in the order of `likes`, on the host; few of them are in memory at a time.
+
+  Its files are not checked again; `param_shapes`, which gives `likes`, does that.
+  """
+  folder, paths = epath.Path(folder), list(likes)
+  step = _step(folder, step)
+  for some in _batches([math.prod(like.shape) * like.dtype.itemsize for like in likes.values()]):
+    wanted = {paths[i]: likes[paths[i]] for i in some}
+    plain = {path: ocp.RestoreArgs(restore_type=np.ndarray) for path in wanted}
+    try:
+      with ocp.PyTreeCheckpointer() as reader:
+        restored = flat(reader.restore((folder / str(step) / 'params').resolve(), args=ocp.args.PyTreeRestore(
+            nested(wanted), restore_args=nested(plain), partial_restore=True)))
+    except (OSError, ValueError, KeyError) as error:
+      raise _unreadable(folder, step, 'params', error) from error
+    for path in wanted:
+      yield path, restored.pop(path)
+
+
 def load_params(folder: epath.PathLike, like: Any, step: int | None = None) -> Any:
   """Only the parameters of a checkpoint, onto the shapes, types and shardings of `like` (arrays or abstract).
 
@@ -158,9 +253,13 @@ def _restore(folder: epath.Path, step: int, item: str, like: Any, meta: dict[str
       restored = reader.restore((folder / str(step) / item).resolve(), args=ocp.args.PyTreeRestore(
           tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree)))
   except (OSError, ValueError, KeyError) as error:
-    reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-    raise UserError(f'checkpoint {folder / str(step) / item} cannot be read ({reason}): {_mend(folder, step)}') from error
+    raise _unreadable(folder, step, item, error) from error
   return unflat(like, flat(restored))
+
+
+def _unreadable(folder: epath.Path, step: int, item: str, error: Exception) -> UserError:
+  reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+  return UserError(f'checkpoint {folder / str(step) / item} cannot be read ({reason}): {_mend(folder, step)}')
 
 
 def _mend(folder: epath.Path, step: int) -> str:

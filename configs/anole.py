@@ -1,0 +1,15 @@
+"""Anole 7B, and Chameleon 7B: checkpoints of transformers' class, with Meta's vqgan.ckpt where they hold no decoder of pictures.
+
+    cp vqgan.ckpt Anole-7b-v0.1-hf/        # only if `convert` asks for it
+    python -m intersyn_jax convert --config=configs/anole.py --workdir=runs/anole --from=Anole-7b-v0.1-hf
+    python -m intersyn_jax sample  --config=configs/anole.py --workdir=runs/anole --question='how do I fold a paper crane?'
+    python -m intersyn_jax export  --config=configs/anole.py --workdir=runs/anole --out=anole-again
+"""
+
+import public
+from ml_collections import ConfigDict
+
+
+def get_config(size: str = '7b') -> ConfigDict:
+  """`size`: `7b`, or `tiny` for random weights."""
+  return public.config('chameleon', size, pixels=512, images=1)

@@ -1,0 +1,19 @@
+"""Emu3 8B: checkpoints of transformers' class, language model and image tokenizer in one (BAAI/Emu3-Gen-hf, BAAI/Emu3-Chat-hf).
+
+    python -m intersyn_jax convert --config=configs/emu3.py --workdir=runs/emu3 --from=Emu3-Gen-hf
+    python -m intersyn_jax sample  --config=configs/emu3.py --workdir=runs/emu3 --question='a red bicycle in the snow'
+    python -m intersyn_jax export  --config=configs/emu3.py --workdir=runs/emu3 --out=emu3-again
+
+Emu3-Gen draws (`generation`); for Emu3-Chat add `--config.template=chat`.
+"""
+
+import public
+from ml_collections import ConfigDict
+
+
+def get_config(size: str = '8b') -> ConfigDict:
+  """`size`: `8b`, or `tiny` for random weights."""
+  c = public.config('emu3', size, pixels=720, images=1, words=256)
+  c.template = 'generation'
+  # Pictures are 720 pixels wide and high; `c.hf.image_pixels = 512` asks for others.
+  return c
