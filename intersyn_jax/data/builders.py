@@ -8,6 +8,7 @@ beside the shards are TFDS's: `tfds.builder_from_directory(folder)` opens what `
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import inspect
 import json
@@ -22,7 +23,7 @@ from intersyn_jax.data import manifest, records, shards
 from intersyn_jax.data.importers import intersyn, opening, rows
 from intersyn_jax.data.storyworld import role_examples, story
 from intersyn_jax.errors import UserError
-from intersyn_jax.interleave.types import Conversation, Turn
+from intersyn_jax.interleave.types import Conversation, Image, Text, Turn
 
 Progress = Callable[[str, int, int | None], None]
 """Called with what is being done, how many records are done, and how many there will be (None: not known)."""
@@ -47,8 +48,11 @@ def counted(items: Iterable, label: str, total: int | None, progress: Progress) 
 class ConversationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   """What the builders share: the flat features, one example a conversation, rejected rows listed by split.
 
+  A data source of one's own is a class like those below: `__init__` takes by name the fields of the config section `data` that
+  it needs, and `sizes`, `settings` and `conversations` say the rest (docs/extending.md).
+
   Attributes:
-    rejected: rows left out while a split was generated.
+    rejected: rows left out while a split was generated, by split.
   """
 
   VERSION = tfds.core.Version('1.0.0')
@@ -57,7 +61,7 @@ class ConversationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
   url_infos: ClassVar[dict] = {}
 
   def __init__(self, *, file_format: str = 'array_record', **kwargs):
-    self.rejected: dict[str, list[manifest.Rejected]] = {}
+    self.rejected: dict[str, list[manifest.Rejected]] = collections.defaultdict(list)
     super().__init__(file_format=file_format, **kwargs)
 
   def sizes(self) -> dict[str, int | None]:
@@ -69,7 +73,7 @@ class ConversationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
     raise NotImplementedError
 
   def conversations(self, split: str) -> Iterator[Conversation]:
-    """Generates a split; fills `rejected[split]` on the way."""
+    """Generates a split; adds to `rejected[split]` on the way."""
     raise NotImplementedError
 
   def _info(self) -> tfds.core.DatasetInfo:
@@ -230,8 +234,8 @@ def builder(data: Mapping[str, Any], *, seed: int = 0, **kwargs: Any) -> Convers
   """The builder that a `data` section describes.
 
   Args:
-    data: `source` (a name of DATASETS, or a class like them) and the arguments of that class; fields of other
-      classes are not looked at.
+    data: `source` (a name of DATASETS, or a ConversationBuilder class) and the arguments of that class; fields of
+      other classes are not looked at.
     seed: of generated data.
     **kwargs: for TFDS (`data_dir`).
 
@@ -240,12 +244,13 @@ def builder(data: Mapping[str, Any], *, seed: int = 0, **kwargs: Any) -> Convers
   """
   options = _plain(data) | {'seed': seed}
   source = options.pop('source', None)
-  made = source if callable(source) else DATASETS.get(source)
-  if made is None:
-    raise UserError(f'data.source is {source!r}; there are {", ".join(DATASETS)}')
+  made = DATASETS.get(source) if isinstance(source, str) else source
+  if not (isinstance(made, type) and issubclass(made, ConversationBuilder)):
+    raise UserError(f'data.source is {source!r}; there are {", ".join(DATASETS)}, or name a class of ConversationBuilder as '
+                    'module:attribute')
   wanted = _arguments(made)
   if missing := sorted(name for name, needed in wanted.items() if needed and name not in options):
-    raise UserError(f'data.{missing[0]} is not set; {source} needs {", ".join(wanted)}')
+    raise UserError(f'data.{missing[0]} is not set; {made.__name__} needs {", ".join(wanted)}')
   return made(**{key: value for key, value in options.items() if key in wanted}, **kwargs)
 
 
@@ -277,7 +282,7 @@ def build(data: Mapping[str, Any], folder: str | os.PathLike[str], progress: Pro
   for split, size in made.sizes().items():
     settings = json.loads(json.dumps(made.settings(split) | {'shard_records': per_shard}))
     if not is_complete(base, done, split, settings):
-      written = shards.write_split(base, split, counted(made.conversations(split), f'split {split}', size, progress),
+      written = shards.write_split(base, split, counted(_generated(made, split), f'split {split}', size, progress),
                                    records_per_shard=per_shard)
       done = done.with_split(split, manifest.Split(tuple(written), tuple(made.rejected[split]), settings))
       save(base, done)
@@ -287,6 +292,23 @@ def build(data: Mapping[str, Any], folder: str | os.PathLike[str], progress: Pro
       raise UserError(f'no row of the source could be used for split {split} ({reason}); '
                       f'{manifest.FILE} in {base} lists them all, mend the source or its paths')
   return done
+
+
+def _generated(made: ConversationBuilder, split: str) -> Iterator[Conversation]:
+  """A split; raises UserError where something in it is no conversation."""
+  wrong = lambda what, place: UserError(
+      f'data.source: {type(made).__name__}.conversations gave {type(what).__name__} {place} split {split}; it must give '
+      'Conversations of Turns whose questions and answers are tuples of Text and Image (intersyn_jax.interleave.types)')
+  items = made.conversations(split)
+  if not isinstance(items, Iterable):
+    raise wrong(items, 'for')
+  for number, item in enumerate(items):
+    if not isinstance(item, Conversation):
+      raise wrong(item, f'as record {number} of')
+    for segment in (s for turn in item.turns for s in (*turn.question, *turn.answer)):
+      if not isinstance(segment, Text | Image):
+        raise wrong(segment, f'as a segment of record {number} of')
+    yield item
 
 
 def save(folder: str | os.PathLike[str], content: manifest.Manifest) -> None:

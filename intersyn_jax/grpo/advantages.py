@@ -35,10 +35,17 @@ def normalise(values: jax.Array, weight: jax.Array, group: int, scale: str, axes
   return centred.reshape(values.shape)
 
 
+def mean_of_steps(values: jax.Array, counts: jax.Array) -> jax.Array:
+  """Mean [R] of values [R,S] over the steps that count."""
+  return jnp.sum(values * counts, axis=1) / jnp.maximum(jnp.sum(counts, axis=1), 1)
+
+
 def outcome(rewards: Rewards, weights: Mapping[str, float], group: int, scale: str) -> jax.Array:
   """One advantage [R] for all positions: the normalised sum of the rewards of the whole answer."""
   total = (weights['textual'] * rewards.whole[:, 0] + weights['visual'] * rewards.whole[:, 1]
            + weights['format'] * rewards.structure)
+  for value in rewards.own.values():
+    total = total + weights['own'] * mean_of_steps(value, rewards.counts)
   return normalise(total, rewards.valid, group, scale, (1,))
 
 
@@ -46,8 +53,9 @@ def process(rewards: Rewards, parse: Parse, last: jax.Array, length: int, weight
             scale: str, per_step: bool) -> jax.Array:
   """Return-to-go [R,T] of normalised step rewards.
 
-  Each reward is normalised on its own and then weighted. r_t of a step is paid at its `</think>`, r_v at its `</vis>`; what
-  was never written is worth 0 and paid at the end, so that stopping early never pays; r_f is paid at the end.
+  Each reward is normalised on its own and then weighted. r_t of a step is paid at its `</think>`, r_v at its `</vis>`, a
+  reward of one's own where the step ends; what was never written is worth 0 and paid at the end, so that stopping early
+  never pays; r_f is paid at the end.
 
   Args:
     parse: of the answers; its positions count as those of the advantages do.
@@ -60,6 +68,11 @@ def process(rewards: Rewards, parse: Parse, last: jax.Array, length: int, weight
   at = lambda where: jnp.where(where >= 0, where, last[:, None])
   position = jnp.arange(length)
   to_go = lambda value, where: jnp.sum(value[..., None] * (position <= where[..., None]), axis=1)
-  return (to_go(weights['textual'] * normalise(rewards.textual, counts, group, scale, axes), at(parse.think_end))
-          + to_go(weights['visual'] * normalise(rewards.visual, counts, group, scale, axes), at(parse.vis_end))
-          + to_go(weights['format'] * normalise(rewards.structure, rewards.valid, group, scale, (1,))[:, None], last[:, None]))
+  advantage = (
+      to_go(weights['textual'] * normalise(rewards.textual, counts, group, scale, axes), at(parse.think_end))
+      + to_go(weights['visual'] * normalise(rewards.visual, counts, group, scale, axes), at(parse.vis_end))
+      + to_go(weights['format'] * normalise(rewards.structure, rewards.valid, group, scale, (1,))[:, None], last[:, None]))
+  for value in rewards.own.values():
+    ends = at(jnp.maximum(parse.think_end, parse.vis_end))
+    advantage = advantage + to_go(weights['own'] * normalise(value, counts, group, scale, axes), ends)
+  return advantage

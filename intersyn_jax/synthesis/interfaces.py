@@ -7,11 +7,13 @@ requests of many conversations, in mixed roles, into full device batches.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import hashlib
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from intersyn_jax.errors import UserError
 from intersyn_jax.interleave.types import Conversation, Image, Segment
 
 
@@ -128,6 +130,37 @@ class LanguageModel(Worker, Protocol):
 
 class VisionCritic(Worker, Protocol):
   """Answers Look with Reply."""
+
+
+class OwnCritic(abc.ABC):
+  """A vision critic of one's own (`synthesize.critic`): only `critique` is to be written.
+
+  Attributes:
+    rows: most pictures that `critique` is asked about at once.
+  """
+
+  rows = 64
+
+  @abc.abstractmethod
+  def critique(self, looks: Sequence[Look]) -> Sequence[str]:
+    """Says of each picture, in words for the writer, what to change in its caption; `none` where nothing is to be mended.
+
+    A prompt is what `data.roles.image_critique` writes: question, text and caption of the step, then the picture, whose codes
+    alone are there.
+    """
+
+  def prepare(self, request: Look) -> Ticket:
+    return Ticket('own_critic', 0, request)
+
+  def run(self, lane: str, size: int, tickets: Sequence[Ticket]) -> list[Reply]:
+    del lane, size
+    said = self.critique([ticket.payload for ticket in tickets])
+    kinds = [type(said).__name__] if not isinstance(said, list | tuple) else [
+        type(text).__name__ for text in said if not isinstance(text, str)]
+    if kinds or len(said) != len(tickets):
+      raise UserError(f'config.synthesize.critic: {type(self).__name__} was asked about {len(tickets)} pictures and gave '
+                      f'{kinds[0] if kinds else f"{len(said)} texts"}; critique must give a list with one text for each')
+    return [Reply(text) for text in said]
 
 
 class ImageGenerator(Worker, Protocol):
