@@ -47,7 +47,7 @@ class Documents:
   """
 
   def __init__(self, sources: Mapping[str, Sequence[Conversation]], layout: Layout, *, length: int, null: bool = False,
-               too_long: str = 'error', loss_on_forced: bool = False, keep: int = 500_000):
+               too_long: str = 'error', keep: int = 500_000):
     """Tokenises everything once.
 
     Args:
@@ -56,7 +56,6 @@ class Documents:
       length: T; a longer document cannot be packed.
       null: also tokenise the documents of NULLABLE splits without their questions.
       too_long: 'error', or 'drop' to leave such records out.
-      loss_on_forced: see `tokenise`.
       keep: largest number of documents kept in memory.
 
     Raises:
@@ -65,7 +64,7 @@ class Documents:
     """
     if too_long not in ('error', 'drop'):
       raise UserError(f'too_long is {too_long!r}; set it to error or drop')
-    self._sources, self._layout, self._loss_on_forced = sources, layout, loss_on_forced
+    self._sources, self._layout = sources, layout
     self.has_null = null
     self.ranges: dict[str, range] = {}
     self.dropped: list[str] = []
@@ -117,7 +116,7 @@ class Documents:
 
   def _tokenise(self, split: str, number: int, drop: bool) -> TokenBatch:
     record = self._sources[split][number]
-    document = tokenise(record, self._layout, loss_on_forced=self._loss_on_forced, drop_question=drop)
+    document = tokenise(record, self._layout, drop_question=drop)
     if (document.modality == FEATURES).any():
       raise UserError(f'record {record.id} of split {split} has a picture in a question, which this family reads as features; '
                       'training batches carry codes alone: leave such records out')

@@ -126,6 +126,7 @@ class Layout:
     tags: ids of TAGS.
     features: images of questions are read as features: written like any block, but with FEATURES where codes would be, and
       row r of the features (counted over the document, `codes[..., 0]`) at each.
+    trains_forced: the forced positions of an image block are trained too (VILA-U trains its end token).
   """
 
   tokenizer: Tokenizer
@@ -133,6 +134,7 @@ class Layout:
   template: Template
   tags: tuple[int, int, int, int]
   features: bool = False
+  trains_forced: bool = False
 
   def special(self, name: str) -> int:
     """Id of a tag, of STOP, or of a special token of the tokenizer. Raises ValueError where there is none."""
@@ -187,9 +189,8 @@ FILL = {'turn': -1, 'step': -1}
 class _Writer:
   """Collects the positions of one document."""
 
-  def __init__(self, layout: Layout, loss_on_forced: bool):
+  def __init__(self, layout: Layout):
     self.layout = layout
-    self.loss_on_forced = loss_on_forced
     self.rows: list[tuple[int, int, float, bool, int, int]] = []  # text, modality, loss, forced, turn, step
     self.codes: list[np.ndarray] = []
     self.zero = np.zeros(layout.block.depth, np.int32)
@@ -218,7 +219,7 @@ class _Writer:
         self.codes.append(places[place])
         place += 1
       else:
-        self.ids([entry], loss * self.loss_on_forced, turn, step, forced=True)
+        self.ids([entry], loss * self.layout.trains_forced, turn, step, forced=True)
 
   def _codes(self, image: Image) -> np.ndarray:
     block = self.layout.block
@@ -266,8 +267,8 @@ class _Writer:
         position=np.arange(length, dtype=np.int32), turn=turn.astype(np.int32), step=step.astype(np.int32))
 
 
-def _write(turns: Sequence[Turn], layout: Layout, *, loss_on_forced: bool, drop_question: bool, closed: bool) -> TokenBatch:
-  writer, template = _Writer(layout, loss_on_forced), layout.template
+def _write(turns: Sequence[Turn], layout: Layout, *, drop_question: bool, closed: bool) -> TokenBatch:
+  writer, template = _Writer(layout), layout.template
   for number, turn in enumerate(turns):
     if drop_question and not number:
       writer.ids(template.null[:1], 0.0, -1)
@@ -284,21 +285,19 @@ def _write(turns: Sequence[Turn], layout: Layout, *, loss_on_forced: bool, drop_
   return writer.document()
 
 
-def tokenise(conversation: Conversation, layout: Layout, *, loss_on_forced: bool = False,
-             drop_question: bool = False) -> TokenBatch:
+def tokenise(conversation: Conversation, layout: Layout, *, drop_question: bool = False) -> TokenBatch:
   """Writes a conversation as one document: fields of shape [T], codes [T,D].
 
   Args:
     conversation: its images must carry codes.
     layout: of the model that will read it.
-    loss_on_forced: also train the forced positions of an image block (VILA-U trains its end token).
     drop_question: puts the null context of guidance in the place of the first question, and leaves later ones empty.
 
   Raises:
     UserError: an image without codes or with codes of another tokenizer; the record is named.
   """
   try:
-    return _write(conversation.turns, layout, loss_on_forced=loss_on_forced, drop_question=drop_question, closed=True)
+    return _write(conversation.turns, layout, drop_question=drop_question, closed=True)
   except UserError as error:
     raise UserError(f'record {conversation.id}: {error}') from error
 
@@ -306,14 +305,14 @@ def tokenise(conversation: Conversation, layout: Layout, *, loss_on_forced: bool
 def prompt(conversation: Conversation, layout: Layout) -> TokenBatch:
   """Writes a conversation up to where its last answer begins, which is left out: ready to be decoded."""
   try:
-    return _write(conversation.turns, layout, loss_on_forced=False, drop_question=False, closed=False)
+    return _write(conversation.turns, layout, drop_question=False, closed=False)
   except UserError as error:
     raise UserError(f'record {conversation.id}: {error}') from error
 
 
 def null_prompt(layout: Layout) -> TokenBatch:
   """The context of the unguided branch, up to the begin token of an image."""
-  return _write([Turn(())], layout, loss_on_forced=False, drop_question=True, closed=False)
+  return _write([Turn(())], layout, drop_question=True, closed=False)
 
 
 def stack(documents: Sequence[TokenBatch], length: int, *, left: bool = False) -> TokenBatch:

@@ -64,7 +64,7 @@ def trained(family: str, folder, devices: str) -> SimpleNamespace:
   parts = story(family, folder)
   mesh = sharding.make_mesh(MESHES[devices], jax.devices()[:int(devices)])
   definition = unified.define(parts.config)
-  document = layout.tokenise(parts.conversation, parts.layout, loss_on_forced=family == 'vila_u')
+  document = layout.tokenise(parts.conversation, parts.layout)
   batch = layout.stack([document] * ROWS, len(document.text))
   batch = jax.device_put(batch, sharding.rows(mesh))
   optimizer = make_optimizer(OptimizerConfig(name='adamw', learning_rate=0.01, warmup=5, clip=1.0), STEPS)

@@ -80,7 +80,7 @@ def test_stream_of_an_interleaved_answer():
   steps = np.zeros(len(expected), int)
   steps[:answer] = steps[-1] = -1
   np.testing.assert_array_equal(document.step, steps)
-  trained = layout.tokenise(conversation, layout_, loss_on_forced=True)
+  trained = layout.tokenise(conversation, dataclasses.replace(layout_, trains_forced=True))
   np.testing.assert_array_equal(trained.loss, np.arange(len(expected)) >= answer)
 
 

@@ -87,14 +87,14 @@ def liquid(tokenizer: CheckpointTokenizer, config: ModelConfig, template: str = 
 def vila_u(tokenizer: CheckpointTokenizer, config: ModelConfig, template: str = 'chat') -> Layout:
   """VILA-U's: the turns of Vicuna; the null context is an empty turn as its code writes one, without the spaces.
 
-  The end token of an image was trained: tokenise with `loss_on_forced`.
+  Its authors train the end token of an image as well.
   """
   block = _block(tokenizer, '<im_start>', [CODE] * config.places + ['<im_end>'], config)
   bos, eos = _id(tokenizer, '<s>'), _id(tokenizer, '</s>')
   space, spell = templates.lead_of_space(tokenizer), lambda text: tuple(tokenizer.spell(text))
   null = (bos, *spell(f'{VILA_U_SYSTEM} USER:ASSISTANT: '))
   chat = Template((bos, *spell(VILA_U_SYSTEM)), spell(' USER:'), spell(' ASSISTANT:'), (eos,), null, question=space, answer=space)
-  return _layout(tokenizer, block, {'chat': chat}, template, null, ())
+  return _layout(tokenizer, block, {'chat': chat}, template, null, (), trains_forced=True)
 
 
 LAYOUTS: dict[str, Callable[..., Layout]] = {f.__name__: f for f in (chameleon, emu3, janus, liquid, vila_u)}
@@ -114,7 +114,7 @@ def _block(tokenizer: CheckpointTokenizer, begin: str, template: list[int | str]
 
 
 def _layout(tokenizer: CheckpointTokenizer, block: ImageBlock, named: Mapping[str, Template], template: str,
-            null: tuple[int, ...], reserved: Iterable[str], features: bool = False) -> Layout:
+            null: tuple[int, ...], reserved: Iterable[str], **facts: bool) -> Layout:
   if template == 'checkpoint':
     chosen = templates.of_checkpoint(tokenizer, null)
   elif template in named:
@@ -122,7 +122,7 @@ def _layout(tokenizer: CheckpointTokenizer, block: ImageBlock, named: Mapping[st
   else:
     raise UserError(f'template is {template!r}; this family has {", ".join(named)} and checkpoint')
   tokenizer, tags = _tags(tokenizer, reserved)
-  return Layout(tokenizer, block, chosen, tags, features)
+  return Layout(tokenizer, block, chosen, tags, **facts)
 
 
 def _tags(tokenizer: CheckpointTokenizer, reserved: Iterable[str]) -> tuple[CheckpointTokenizer, tuple[int, ...]]:
