@@ -15,5 +15,6 @@ def get_config(size: str = '8b') -> ConfigDict:
   """`size`: `8b`, or `tiny` for random weights."""
   c = public.config('emu3', size, pixels=720, images=1, words=256)
   c.template = 'generation'
-  # Pictures are 720 pixels wide and high; `c.hf.image_pixels = 512` asks for others.
+  if size != 'tiny':
+    c.hf.image_pixels = 720  # Emu3 draws any size, a work folder has one; another one needs `data.pixels` too
   return c
