@@ -12,7 +12,7 @@ TESTS ?= tests
 GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 export PYTHON VENV GLIBC_TUNABLES
 
-.PHONY: run test test-peers test-aot lint clean
+.PHONY: run test test-peers test-slow test-aot lint clean
 
 run:
 	@launch/local.sh run --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)
@@ -30,6 +30,11 @@ else
 	@launch/local.sh install test,peers
 	@$(VENV)/bin/python -m pytest -q -m 'not slow' tests/peers
 endif
+
+# Tests that take longer than `make test` may, such as every public family on eight devices.
+test-slow:
+	@launch/local.sh install test
+	@$(VENV)/bin/python -m pytest -q -n 2 -m slow --ignore=tests/peers --ignore=tests/aot tests
 
 # Programs for TPU pods, compiled ahead of time with libtpu; no TPU is needed.
 test-aot:
