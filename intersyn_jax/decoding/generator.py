@@ -17,13 +17,26 @@ from intersyn_jax.data import images
 from intersyn_jax.decoding.config import DecodeConfig
 from intersyn_jax.decoding.decoder import GOING, Decoder, Written
 from intersyn_jax.decoding.serving import Server
+from intersyn_jax.errors import UserError
 from intersyn_jax.interleave import layout
 from intersyn_jax.interleave.layout import Layout
-from intersyn_jax.interleave.types import Conversation, Image, Segment, Text, Turn
+from intersyn_jax.interleave.types import Conversation, Image, Segment, Text, Turn, images_of
 from intersyn_jax.models.definition import Definition, Params
 
 ImageDecoder = Callable[[np.ndarray], np.ndarray]
 """Image codes int32[N,P,D] to pictures uint8[N,height,width,3]."""
+
+class Eyes(NamedTuple):
+  """How pictures of questions are read, encoded ones of any size.
+
+  Attributes:
+    codes: n pictures to int32[n,P,D].
+    features: n pictures to float32[n,P,f], for a layout that reads questions' pictures as features.
+  """
+
+  codes: Callable[[Sequence[bytes]], np.ndarray]
+  features: Callable[[Sequence[bytes]], np.ndarray] | None = None
+
 
 Question = str | Sequence[Segment] | Conversation
 
@@ -49,12 +62,14 @@ class Generator:
     image_decoder: turns codes into pictures; None leaves images with their codes alone.
     mesh: of the machine.
     config: `config.rows` completions are at work at once.
+    eyes: read pictures that come without codes.
   """
 
   def __init__(self, definition: Definition, params: Params, layout: Layout, image_decoder: ImageDecoder | None, mesh: Mesh,
-               config: DecodeConfig):
+               config: DecodeConfig, eyes: Eyes | None = None):
     self.layout = layout
     self.image_decoder = image_decoder
+    self.eyes = eyes
     self.server = Server(Decoder(definition, layout, mesh, config), params, config.rows)
 
   def generate(self, questions: Sequence[Question] | Question, n: int = 1, seed: int = 0,
@@ -63,7 +78,7 @@ class Generator:
 
     Args:
       questions: texts, runs of segments, or conversations whose last turn is to be answered (its answer, if it has
-        one, is replaced); images in them must carry codes. A single one is taken as a list of one.
+        one, is replaced); images in them have codes, or bytes that `eyes` read. A single one is taken as a list of one.
       n: answers to each; the question is read once for all of them.
       seed: of all draws; answer g of question i depends on (seed, i, g) and on nothing else in the batch.
       name: what `Conversation.generator` of the answers says.
@@ -89,11 +104,36 @@ class Generator:
   def _segments(self, asked: Sequence[Conversation], n: int, seed: int) -> Iterator[tuple[int, list[Segment]]]:
     """The number of an answer and the segments that were completed in it, chunk by chunk."""
     readers: dict[int, _Reader] = {}
-    prompts = [layout.prompt(conversation, self.layout) for conversation in asked]
-    for number, columns, finish in self.server.stream(prompts, group=n, seed=seed):
+    prompts = [layout.prompt(self._seen(conversation), self.layout) for conversation in asked]
+    features = [self._features(conversation) for conversation in asked] if self.layout.features else None
+    for number, columns, finish in self.server.stream(prompts, group=n, seed=seed, features=features):
       yield number, readers.setdefault(number, _Reader(self.layout)).read(columns, finish != GOING)
       if finish != GOING:
         del readers[number]
+
+  def _seen(self, conversation: Conversation) -> Conversation:
+    """The same with codes for all images that the model reads as such."""
+    def see(segments: Sequence[Segment]) -> tuple[Segment, ...]:
+      unseen = lambda s: isinstance(s, Image) and s.codes is None and s.data
+      return tuple(dataclasses.replace(s, codes=self.eyes.codes([s.data])[0]) if unseen(s) else s for s in segments)
+
+    if self.eyes is None:
+      return conversation
+    *earlier, last = conversation.turns
+    question = (lambda segments: segments) if self.layout.features else see
+    turns = [dataclasses.replace(turn, question=question(turn.question), answer=see(turn.answer)) for turn in earlier]
+    return dataclasses.replace(conversation, turns=(*turns, dataclasses.replace(last, question=question(last.question))))
+
+  def _features(self, conversation: Conversation) -> np.ndarray:
+    """Features [n,f] of all pictures in questions, one picture after another."""
+    found = [image.data for turn in conversation.turns for image in images_of(turn.question)]
+    if found and (self.eyes is None or self.eyes.features is None):
+      raise UserError(f'record {conversation.id}: this model reads pictures in questions as features, and the generator has no '
+                      'eyes for them; build it with eyes=')
+    if not found:
+      return np.zeros((0, 0), np.float32)
+    features = np.asarray(self.eyes.features(found))
+    return features.reshape(-1, features.shape[-1])
 
   def _draw(self, segments: Sequence[Segment]) -> Iterator[Segment]:
     """Segments with their pictures, decoded in one call."""

@@ -42,6 +42,20 @@ class Piece(NamedTuple):
   finish: int
 
 
+class Asked(NamedTuple):
+  """The prompts of a stream.
+
+  Attributes:
+    prompts: documents.
+    features: [n,f] of each, where prompts hold pictures as features; else nothing.
+    room: T, to which they are padded.
+  """
+
+  prompts: Sequence[TokenBatch]
+  features: Sequence[np.ndarray]
+  room: int
+
+
 class Server:
   """Writes completions with one set of parameters.
 
@@ -70,11 +84,12 @@ class Server:
     self._gather = jax.jit(lambda tree: tree, out_shardings=whole)
 
   def stream(self, prompts: Sequence[TokenBatch], *, group: int = 1, seed: int = 0,
-             request_ids: Sequence[int] | None = None) -> Iterator[Piece]:
+             request_ids: Sequence[int] | None = None, features: Sequence[np.ndarray] | None = None) -> Iterator[Piece]:
     """Yields what each chunk adds to each completion that was at work in it.
 
     Args:
       prompts, group, seed, request_ids: see `Decoder.decode`.
+      features: of the pictures that each prompt holds as features, [n,f] with n of 0 for none.
     """
     total = len(prompts) * group
     requests = np.arange(total) if request_ids is None else np.asarray(request_ids)
@@ -82,20 +97,21 @@ class Server:
       raise ValueError(f'{len(requests)} request ids for {len(prompts)} prompts of {group} completions')
     if not total:
       return
-    room = self.decoder.room(prompts)
+    width = max((part.shape[1] for part in features or ()), default=0)
+    asked = Asked(prompts, [part.reshape(-1, width) for part in features] if width else (), self.decoder.room(prompts))
     waiting = collections.deque(range(total))
-    state = self._read([nothing(prompts[0])] * self.rows, room, self.rows)
+    state = self._read(asked, [], self.rows)
     number = np.full(self.rows, -1)  # the completion each row writes, -1 for none
     count = np.zeros(self.rows, int)
     chunks = at_work = 0
     while waiting or (number >= 0).any():
-      live = self._live(room, count[number >= 0].max(initial=0))
+      live = self._live(asked.room, count[number >= 0].max(initial=0))
       state = self._resize(state, live, 0)
       here = np.flatnonzero(number < 0)[:len(waiting)]
       if len(here):
         number[here] = [waiting.popleft() for _ in here]
         count[here] = 0
-        state = self._enter(state, prompts, number[here] // group, here, requests[number[here]], room)
+        state = self._enter(state, asked, number[here] // group, here, requests[number[here]])
       state, written = self._advance(self._params, self._layers, self._resize(state, live, self.chunk), seed)
       columns, finish, done = jax.tree.map(np.asarray, self._gather((written, state.finish, state.count)))
       chunks, at_work = chunks + 1, at_work + (number >= 0).sum()
@@ -114,23 +130,28 @@ class Server:
       size = max(self.chunk, 2 * size)
     return room + size
 
-  def _enter(self, state: State, prompts: Sequence[TokenBatch], which: np.ndarray, rows: np.ndarray, requests: np.ndarray,
-             room: int) -> State:
+  def _enter(self, state: State, asked: Asked, which: np.ndarray, rows: np.ndarray, requests: np.ndarray) -> State:
     """Puts completions of the prompts `which` in place of `rows`. A prompt that several begin is read once; the number read
     together is a power of two, so that few programs are compiled."""
     read, of_row = np.unique(which, return_inverse=True)
-    fresh = self._read([prompts[i] for i in read], room, 1 << (len(read) - 1).bit_length())
+    fresh = self._read(asked, read, 1 << (len(read) - 1).bit_length())
     source, ids = np.full(self.rows, -1, np.int32), np.zeros(self.rows, np.uint32)
     source[rows], ids[rows] = of_row, requests
     return self._insert(state, fresh, source, ids)
 
-  def _read(self, prompts: list[TokenBatch], room: int, size: int) -> State:
-    """As many rows as `size` says, the first of them with these prompts read."""
-    batch = layout.stack(prompts + [nothing(prompts[0])] * (size - len(prompts)), room, left=True)
-    return self._start(self._params, batch)
+  def _read(self, asked: Asked, which: Sequence[int], size: int) -> State:
+    """As many rows as `size` says, the first of them with the prompts `which` read."""
+    idle = [nothing(asked.prompts[0])] * (size - len(which))
+    batch = layout.stack([asked.prompts[i] for i in which] + idle, asked.room, left=True)
+    if not asked.features:
+      return self._start(self._params, batch, None)
+    found = np.concatenate([asked.features[0][:0], *(asked.features[i] for i in which)])
+    room = size * max(map(len, asked.features))  # one program, whichever prompts hold pictures
+    return self._start(self._params, batch, np.pad(found, [(0, room - len(found)), (0, 0)]))
 
-  def _start_program(self, params: Params, prompts: TokenBatch) -> State:
-    return self.decoder.start(self.decoder.bind(params), prompts, jnp.zeros(len(prompts.text), jnp.uint32), 1)
+  def _start_program(self, params: Params, prompts: TokenBatch, features: jax.Array | None) -> State:
+    requests = jnp.zeros(len(prompts.text), jnp.uint32)
+    return self.decoder.start(self.decoder.bind(params), prompts, requests, 1, features)
 
   def _insert_program(self, state: State, fresh: State, source: jax.Array, requests: jax.Array) -> State:
     """The fresh row `source` in place of each row, where that is not -1; all caches end on the right."""

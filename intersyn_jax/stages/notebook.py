@@ -61,4 +61,5 @@ class Generator(generator.Generator):
       raise UserError(f'policy {policy} is not trained in {parts.run.workdir} yet: ' + (
           f'there are {", ".join(there)}' if there else 'run its stage first'))
     config = DecodeConfig(**(parts.config.decode.to_dict() | decode))
-    return cls(parts.model, parts.load(parts.model, source), parts.layout, parts.decode, parts.mesh, config)
+    params = parts.load(parts.model, source)
+    return cls(parts.model, params, parts.layout, parts.decode, parts.mesh, config, parts.eyes())

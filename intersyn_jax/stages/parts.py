@@ -12,9 +12,10 @@ from etils import epath
 from jax.sharding import Mesh
 
 from intersyn_jax import sharding
-from intersyn_jax.data import shards
+from intersyn_jax.data import images, shards
 from intersyn_jax.decoding.config import DecodeConfig
 from intersyn_jax.decoding.decoder import Decoder
+from intersyn_jax.decoding.generator import Eyes
 from intersyn_jax.errors import UserError
 from intersyn_jax.interleave.layout import Layout, plain_layout
 from intersyn_jax.interleave.text import TextTokenizer
@@ -108,6 +109,19 @@ class Parts:
   def decode(self, codes: np.ndarray) -> np.ndarray:
     """int32[n,P,D] -> uint8[n,H,W,3]."""
     return self._image_functions[1](codes)
+
+  def eyes(self) -> Eyes:
+    """Reads pictures of questions, of any size for a converted family."""
+    if not self.checkpoint:
+      return Eyes(lambda found: self.encode(np.stack([images.pixels(data, 'a picture of a question') for data in found])))
+    seen = lambda vision, found: np.stack([jobs.pixels(vision, data, 'a picture of a question') for data in found])
+    codec, vision = self.checkpoint.codec, self.checkpoint.features
+    codes = lambda found: self.encode(seen(codec, found))
+    if vision is None:
+      return Eyes(codes)
+    params = self.load(vision.definition, converted.folder_of(self.run.workdir, converted.FEATURES))
+    encode = jobs.runner(vision, params, self.mesh, vision.encode, self.config.image.rows)
+    return Eyes(codes, lambda found: encode(seen(vision, found)))
 
   # Data.
 

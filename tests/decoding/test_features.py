@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
+from intersyn_jax.data import images
 from intersyn_jax.decoding.config import DecodeConfig
 from intersyn_jax.decoding.decoder import Decoder, join
+from intersyn_jax.decoding.generator import Eyes, Generator
+from intersyn_jax.errors import UserError
 from intersyn_jax.interleave import layout
 from intersyn_jax.interleave.layout import FEATURES, PADDING
+from intersyn_jax.interleave.types import Image, Text
 from intersyn_jax.models.trunk import TrunkConfig
 from intersyn_jax.models.unified import ModelConfig, define, position_log_probs
 from tests import small_model
@@ -53,3 +59,31 @@ def test_features_of_prompts():
   assert np.abs(drawn - other).max() > 1e-2
   with pytest.raises(ValueError, match='features'):
     writer.decode(params, prompts)
+
+
+@pytest.fixture(scope='module')
+def reader():
+  """A generator that reads pictures of questions as features: a picture's first pixels."""
+  layout_ = dataclasses.replace(small_model.plain(1), features=True)
+  definition = define(ModelConfig(TrunkConfig(32, 1, 4, 2, 8, 64), layout_.tokenizer.size, 4, 1, small_model.CODEBOOK,
+                                  image_embedding='table', features=WIDTH))
+  params = definition.init(jax.random.key(0), small_model.one_device())
+  params['text_head'] = params['text_head'] * 30
+  features = lambda found: np.stack([images.pixels(data)[:4, :2].reshape(4, WIDTH) / 25.0 for data in found])
+  config = DecodeConfig(max_positions=8, max_images=0, rows=3, bucket=32)
+  build = lambda eyes: Generator(definition, params, layout_, None, small_model.one_device(), config, eyes)
+  return build, Eyes(codes=lambda found: None, features=features)
+
+
+def test_a_generator_reads_pictures_of_questions(reader):
+  build, eyes = reader
+  look = lambda seed: Image(data=images.png(np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)))
+  questions = [(look(0), Text('what is it?')), (Text('a red circle'),), (look(1), Text('and'), look(2))] * 2
+  generator = build(eyes)
+  together = generator.generate(questions, n=2)
+  said = lambda answers: [c.turns[-1].answer for c in answers]
+  assert said(generator.generate([questions[0]], n=2)[0]) == said(together[0])  # whoever else is read
+  assert said(generator.generate([(look(3), Text('what is it?'))], n=2)[0]) != said(together[0])
+  assert together[2][0].turns[0].question == questions[2]
+  with pytest.raises(UserError, match='record 0: this model reads pictures in questions as features'):
+    build(None).generate(questions)

@@ -11,7 +11,7 @@ import pytest
 from intersyn_jax import sharding
 from intersyn_jax.data import images
 from intersyn_jax.decoding.config import DecodeConfig
-from intersyn_jax.decoding.generator import Generator
+from intersyn_jax.decoding.generator import Eyes, Generator
 from intersyn_jax.interleave.types import Image, Text, Turn, images_of
 from tests import small_model
 
@@ -70,6 +70,22 @@ def test_questions_may_hold_images_and_there_may_be_none(parts, generator):
   ((answer,),) = generator.generate([question])
   assert answer.turns[0].question == question
   assert generator.generate([]) == []
+
+
+def test_pictures_without_codes_are_read_by_the_eyes(parts):
+  seen = []
+
+  def codes(found: list[bytes]) -> np.ndarray:
+    seen.extend(found)
+    return np.stack([images.pixels(data)[..., 0].reshape(4, 1) // 10 for data in found]).astype(np.int32)
+
+  given = small_model.image(parts[2])
+  bare = Image(data=images.png(pictures(given.codes[None])[0]))
+  looking = Generator(*parts, pictures, small_model.one_device(), CONFIG, Eyes(codes))
+  ((answer,),) = looking.generate([(bare, Text('move'))])
+  ((expected,),) = looking.generate([(given, Text('move'))])
+  assert answer.turns[-1].answer == expected.turns[-1].answer and seen == [bare.data]
+  assert answer.turns[0].question == (bare, Text('move'))
 
 
 def test_without_an_image_decoder_codes_remain_and_rows_fit_the_mesh(parts):
