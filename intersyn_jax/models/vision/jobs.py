@@ -1,8 +1,7 @@
 """Codecs at work on the host's side: encoded pictures in, codes out, and codes back to pictures.
 
 A device batch has one static size and its rows are spread over the mesh. `runner` makes the functions that stages and
-`data.codes.encode_folder` call; `codes_job` reads pictures of any size and decodes the next batch's bytes while the devices
-are busy with the last one.
+`data.codes.encode_folder` call; `pixels` makes a picture of any size what a codec reads.
 
 Letters: n pictures of a call, H W pixels, P places of a picture, D codes per place.
 """
@@ -10,8 +9,7 @@ Letters: n pictures of a call, H W pixels, P places of a picture, D codes per pl
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -23,7 +21,7 @@ from intersyn_jax.data import images
 from intersyn_jax.errors import UserError
 from intersyn_jax.models.definition import Params
 from intersyn_jax.models.image_tokenizer import in_chunks
-from intersyn_jax.models.vision.codec import Codec, Vision
+from intersyn_jax.models.vision.codec import Vision
 
 ROWS = 8
 """Pictures per device and call."""
@@ -63,26 +61,3 @@ def pixels(vision: Vision, data: bytes, where: str) -> np.ndarray:
     raise UserError(f'{where}: a picture of {image.width}x{image.height} pixels is too long (at most {LONGEST} times its '
                     'shorter side); crop it')
   return np.asarray(vision.resize(image, vision.pixels))
-
-
-def codes_job(codec: Codec, params: Params, mesh: Mesh, batches: Iterable[Sequence[tuple[str, bytes]]],
-              rows: int = ROWS) -> Iterator[np.ndarray]:
-  """Yields the codes int32[n,P,D] of each batch of pictures.
-
-  Args:
-    codec, params, mesh, rows: as for `runner`.
-    batches: of at least one picture each: its name (for errors) and its encoded bytes, of any size.
-
-  Raises:
-    UserError: bytes that are no picture, by their name. The batches before that one have been yielded.
-  """
-  encode = runner(codec, params, mesh, codec.encode, rows)
-  with ThreadPoolExecutor() as pool:
-    before = None
-    for batch in batches:
-      now = [pool.submit(pixels, codec, data, name) for name, data in batch]
-      if before is not None:
-        yield encode(np.stack([picture.result() for picture in before]))
-      before = now
-    if before is not None:
-      yield encode(np.stack([picture.result() for picture in before]))

@@ -57,17 +57,17 @@ def toy():
       features, {n: tiny.values(n, shape) for n, shape in tiny.shapes_of(features).items()})
 
 
-def test_codes_job_keeps_batches_and_order(toy):
-  batches = [[(f'{b}/{i}', images.png(np.full((16, 16, 3), 10 * b + i, np.uint8))) for i in range(n)]
-             for b, n in enumerate((3, 9, 1))]
-  found = list(jobs.codes_job(*toy, sharding.make_mesh({'fsdp': -1}), batches, rows=1))
-  assert [codes[:, 0, 0].tolist() for codes in found] == [[0, 1, 2], list(range(10, 19)), [20]]
+def test_any_number_of_pictures_keeps_its_order(toy):
+  vision, params = toy
+  encode = jobs.runner(vision, params, sharding.make_mesh({'fsdp': -1}), vision.encode, rows=1)
+  for count in (3, 9, 1):
+    found = [images.png(np.full((16, 16, 3), 10 + i, np.uint8)) for i in range(count)]
+    codes = encode(np.stack([jobs.pixels(vision, data, 'a picture') for data in found]))
+    assert codes[:, 0, 0].tolist() == list(range(10, 10 + count))
 
 
-def test_codes_job_names_what_is_no_picture(toy):
+def test_what_is_no_picture_is_named(toy):
   good, long = (images.png(np.zeros(shape, np.uint8)) for shape in ((16, 16, 3), (1, 101, 3)))
   for bad, told in ((good[:50], 'record b, field image'), (b'', 'record b, field image'), (long, 'record b, field image.*101x1')):
-    job = jobs.codes_job(*toy, sharding.make_mesh({'fsdp': -1}), [[('a', good)], [('record b, field image', bad)]], rows=1)
-    assert next(job).shape == (1, 1, 1)
     with pytest.raises(UserError, match=told):
-      next(job)
+      jobs.pixels(toy[0], bad, 'record b, field image')
