@@ -25,6 +25,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     'vocab': 'tensor',
     'codes': 'tensor',
     'places': None,
+    'rank': None,
     'width': None,
 }
 """Logical axis to mesh axes; a name that is not here is an error, so nothing is left unsharded by a slip."""

@@ -28,10 +28,14 @@ def constant(value: float) -> Initializer:
   return lambda key, shape: jnp.full(shape, value, jnp.float32)
 
 
-def param(rngs: nnx.Rngs, shape: Sequence[int], axes: Sequence[str], init: Initializer | None = None) -> nnx.Param:
-  """Declares a parameter with its logical axes; a matrix starts as normal(1 / sqrt(inputs))."""
+def param(rngs: nnx.Rngs, shape: Sequence[int], axes: Sequence[str], init: Initializer | None = None, *,
+          held: str | None = None) -> nnx.Param:
+  """Declares a parameter with its logical axes; a matrix starts as normal(1 / sqrt(inputs)).
+
+  `held` is the type it is held in where that is not the one of the whole `Definition`.
+  """
   init = init or normal(shape[0] ** -0.5)
-  return nnx.Param(init(rngs.params(), tuple(shape)), axes=tuple(axes))
+  return nnx.Param(init(rngs.params(), tuple(shape)), axes=tuple(axes), **({'held': held} if held else {}))
 
 
 def stacked(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> nnx.Module:
@@ -44,7 +48,8 @@ class Definition:
 
   Args:
     make: builds the module.
-    dtype: of all parameters where they are held, on devices and in checkpoints; the module casts to what it computes in.
+    dtype: of parameters where they are held, on devices and in checkpoints, unless they name their own; the module casts to
+      what it computes in.
 
   Attributes:
     shapes: nested dictionary of ShapeDtypeStruct.
@@ -53,10 +58,10 @@ class Definition:
 
   def __init__(self, make: Callable[[nnx.Rngs], nnx.Module], dtype: str = 'float32'):
     self._make = make
-    self._dtype = dtype
     self._graph, state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(params=0))))
-    self.shapes: Params = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, dtype), nnx.to_pure_dict(state))
-    self.axes: Params = nnx.to_pure_dict(jax.tree.map(_axes, state, is_leaf=lambda v: isinstance(v, nnx.Variable)))
+    each = lambda tell: nnx.to_pure_dict(jax.tree.map(tell, state, is_leaf=lambda v: isinstance(v, nnx.Variable)))
+    self.shapes: Params = each(lambda variable: _shape(variable, dtype))
+    self.axes: Params = each(_axes)
 
   def bind(self, params: Params) -> Any:
     """The module with these parameters."""
@@ -67,9 +72,14 @@ class Definition:
 
   def init(self, key: jax.Array, mesh: Mesh) -> Params:
     """Fresh parameters, each born in its own sharding."""
-    make = lambda key: jax.tree.map(lambda a: a.astype(self._dtype),
-                                    nnx.to_pure_dict(nnx.state(self._make(nnx.Rngs(params=key)))))
+    make = lambda key: jax.tree.map(lambda a, shape: a.astype(shape.dtype),
+                                    nnx.to_pure_dict(nnx.state(self._make(nnx.Rngs(params=key)))), self.shapes)
     return jax.jit(make, out_shardings=self.shardings(mesh))(key)
+
+
+def _shape(variable: nnx.Variable, dtype: str) -> nnx.Variable:
+  held = variable.get_metadata().get('held', dtype)
+  return variable.replace(jax.ShapeDtypeStruct(variable.get_value().shape, held))
 
 
 def _axes(variable: nnx.Variable) -> nnx.Variable:

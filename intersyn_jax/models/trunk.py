@@ -3,7 +3,7 @@
 A Llama as it stands; what Chameleon, Gemma and long-context Llamas do differently are fields of the config.
 
 Letters: B batch, T query positions, S key positions, L layers, N heads, K key-value heads, H head width, d model width,
-F feed-forward width.
+F feed-forward width, R rank of LoRA.
 """
 
 from __future__ import annotations
@@ -31,6 +31,10 @@ LAYER_NORM_EPSILON = 1e-5
 """Of every LayerNorm of a language model here: no public checkpoint says another."""
 
 
+KERNELS = ('query', 'key', 'value', 'out', 'gate', 'up', 'down')
+"""The linear maps of a layer: `<name>_kernel` [in,out]; with LoRA also `<name>_lora_in` [in,R] and `<name>_lora_out` [R,out]."""
+
+
 @dataclasses.dataclass(frozen=True)
 class TrunkConfig:
   """Sizes of a trunk.
@@ -46,6 +50,9 @@ class TrunkConfig:
     swin_norm: norms follow attention and MLP, before each is added, instead of preceding them (Chameleon 30B).
     remat: what the backward pass keeps: `none` (keeps all), `dots` (matrix products), `full` (nothing).
     dtype: of activations.
+    lora_rank: R, of the low-rank update that every kernel gets (Hu et al. 2021); 0 for none, and then no parameter of it.
+      See `models.lora`.
+    lora_alpha: the update is multiplied by lora_alpha / lora_rank.
   """
 
   width: int
@@ -63,6 +70,8 @@ class TrunkConfig:
   swin_norm: bool = False
   remat: str = 'none'
   dtype: str = 'float32'
+  lora_rank: int = 0
+  lora_alpha: float = 16.0
 
   def __post_init__(self):
     if self.heads % self.kv_heads:
@@ -71,6 +80,13 @@ class TrunkConfig:
       raise UserError(f'model.remat {self.remat!r} is none of {", ".join(_REMAT)}')
     if self.activation not in _ACTIVATIONS:
       raise UserError(f'model.activation {self.activation!r} is none of {", ".join(_ACTIVATIONS)}')
+    if self.lora_rank < 0 or self.lora_alpha <= 0:
+      raise UserError(f'lora_rank {self.lora_rank}, lora_alpha {self.lora_alpha}: take a rank of 0 (no LoRA) or more and '
+                      'an alpha above 0')
+
+  @property
+  def lora_scale(self) -> float:
+    return self.lora_alpha / self.lora_rank
 
 
 @jax.tree_util.register_dataclass
@@ -160,6 +176,14 @@ class Layer(nnx.Module):
     if config.qk_norm:
       self.query_norm = LayerNorm((config.heads, h), ('heads', 'width'), rngs)
       self.key_norm = LayerNorm((config.kv_heads, h), ('kv_heads', 'width'), rngs)
+    # Last, so that all else is drawn as without them. In float32 also where the kernels are bfloat16: those stand still, and
+    # a step of training is less than bfloat16 tells apart.
+    rank = config.lora_rank
+    for name in KERNELS if rank else ():
+      kernel = getattr(self, f'{name}_kernel')
+      (inputs, outputs), (into, out) = kernel.shape, kernel.get_metadata()['axes']
+      setattr(self, f'{name}_lora_in', param(rngs, (inputs, rank), (into, 'rank'), held='float32'))
+      setattr(self, f'{name}_lora_out', param(rngs, (rank, outputs), ('rank', out), constant(0.0), held='float32'))
 
   def __call__(self, x: jax.Array, position: jax.Array, visible: jax.Array, cache: LayerCache | None = None,
                index: jax.Array | int = 0) -> tuple[jax.Array, LayerCache]:
@@ -177,21 +201,29 @@ class Layer(nnx.Module):
     config = self.config
     heads = lambda y, count: y.reshape(*y.shape[:2], count, config.head_width)
     turn = lambda y: rotate(y.swapaxes(1, 2), position, config.rope_base, config.rope_scale)
-    queries = heads(project(x, self.query_kernel), config.heads)
-    keys = heads(project(x, self.key_kernel), config.kv_heads)
+    queries = heads(self._project(x, 'query'), config.heads)
+    keys = heads(self._project(x, 'key'), config.kv_heads)
     if config.qk_norm:
       queries, keys = self.query_norm(queries), self.key_norm(keys)
     queries, keys = turn(queries), turn(keys)
-    values = heads(project(x, self.value_kernel), config.kv_heads).swapaxes(1, 2)
+    values = heads(self._project(x, 'value'), config.kv_heads).swapaxes(1, 2)
     if cache is not None:
       keys = jax.lax.dynamic_update_slice_in_dim(cache.keys, keys, index, axis=2)
       values = jax.lax.dynamic_update_slice_in_dim(cache.values, values, index, axis=2)
     seen = attend(queries, keys, values, visible).swapaxes(1, 2)
-    return project(seen.reshape(*x.shape[:2], -1), self.out_kernel), LayerCache(keys, values)
+    return self._project(seen.reshape(*x.shape[:2], -1), 'out'), LayerCache(keys, values)
 
   def _mlp(self, x: jax.Array) -> jax.Array:
-    gated = _ACTIVATIONS[self.config.activation](project(x, self.gate_kernel)) * project(x, self.up_kernel)
-    return project(gated, self.down_kernel)
+    gated = _ACTIVATIONS[self.config.activation](self._project(x, 'gate')) * self._project(x, 'up')
+    return self._project(gated, 'down')
+
+  def _project(self, x: jax.Array, name: str) -> jax.Array:
+    """x [...,in] -> [...,out] by a kernel and, with LoRA, its update."""
+    y = project(x, getattr(self, f'{name}_kernel'))
+    if not self.config.lora_rank:
+      return y
+    narrow = project(x, getattr(self, f'{name}_lora_in')) * self.config.lora_scale
+    return y + project(narrow, getattr(self, f'{name}_lora_out'))
 
 
 class Trunk(nnx.Module):

@@ -29,7 +29,7 @@ MATRIX, TABLE, VECTOR = 'matrix', 'table', 'vector'
 KINDS = (
     (r'(^|/)[^/]*(embedding|head|codebook)(/kernel)?$', TABLE),  # input tables and output heads: Adam, also under Muon
     (r'kernel$', MATRIX),
-    (r'', VECTOR),  # norms, biases, gates
+    (r'', VECTOR),  # norms, biases, gates, LoRA factors
 )
 """First match decides. Muon updates matrices only; weight decay applies to matrices only."""
 

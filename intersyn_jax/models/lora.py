@@ -1,0 +1,94 @@
+"""LoRA (Hu et al. 2021): which parameters train, where the factors come from, and how they become part of the kernels.
+
+With `TrunkConfig.lora_rank` R, each kernel W [in,out] of a layer has two factors A = `<name>_lora_in` [in,R] and
+B = `<name>_lora_out` [R,out], and the layer computes x W + (lora_alpha / R) x A B. B starts at 0, so a model starts out
+exactly as it is without factors. They are stacked over layers like the kernels, and so go through scan, remat and decoding with
+them. The optimizer takes them for `vector`s: Adam without weight decay, also under Muon, whose updates have all singular values
+alike, which for a factor that starts at 0 would be a large first step in every direction.
+
+    judge = define(config with lora_rank, ...)
+    params = attach(policy, judge.init(key, mesh))
+    optimizer = make_optimizer(OptimizerConfig(frozen=frozen_patterns('lora')), steps)
+    ...
+    params = merge(params, config.trunk)  # of the model with lora_rank 0
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from intersyn_jax.errors import UserError
+from intersyn_jax.models.definition import Params
+from intersyn_jax.models.trunk import TrunkConfig
+
+_IN, _OUT = '_lora_in', '_lora_out'
+
+_FROZEN = {
+    'full': (),
+    'lora': (rf'^backbone/(?!.*({_IN}|{_OUT})$)',),
+    'frozen': (r'^backbone/',),
+}
+"""By mode: `OptimizerConfig.frozen`."""
+
+MODES = tuple(_FROZEN)
+
+
+def frozen_patterns(mode: str) -> tuple[str, ...]:
+  """`OptimizerConfig.frozen` of a model that has a `backbone` and parts of its own around it, as the judge has.
+
+  Args:
+    mode: `full` (everything trains), `lora` (of the backbone the factors alone) or `frozen` (nothing of the backbone).
+
+  Raises:
+    UserError: there is no such mode.
+  """
+  if mode not in _FROZEN:
+    raise UserError(f'judge.mode is {mode!r}: choose one of {", ".join(MODES)}')
+  return _FROZEN[mode]
+
+
+def attach(params: Params, fresh: Params) -> Params:
+  """Parameters of a model with LoRA: the base weights of `params`, a plain model's, and the factors of `fresh`.
+
+  Also where `fresh` has no factors. Arrays are shared, not copied.
+
+  Raises:
+    UserError: the two are not the same model, factors aside.
+  """
+  base, wanted = params.keys(), {name for name in fresh if not _is_factor(name)}
+  if base != wanted:
+    raise UserError(f'LoRA: the weights have {sorted(base - wanted)} that the model has not, and lack {sorted(wanted - base)}; '
+                    'start from a plain model of the same kind (merge factors that it has)')
+  out = dict(fresh)
+  for name in wanted:
+    mine, theirs = fresh[name], params[name]
+    if isinstance(mine, dict) and isinstance(theirs, dict):
+      out[name] = attach(theirs, mine)
+    elif jnp.shape(mine) == jnp.shape(theirs):
+      out[name] = theirs
+    else:
+      raise UserError(f'LoRA: {name} of the weights is {jnp.shape(theirs)}, of the model {jnp.shape(mine)}; '
+                      'start from a plain model of the same sizes')
+  return out
+
+
+def merge(params: Params, config: TrunkConfig) -> Params:
+  """Parameters of the model with `lora_rank` 0 that computes the same: W + (lora_alpha / R) A B for every kernel.
+
+  For export, and for decoding at the price of the plain model. Products are in float32; a bfloat16 kernel rounds the sum.
+  `config` is the one with the rank.
+  """
+  out = {name: merge(value, config) if isinstance(value, dict) else value
+         for name, value in params.items() if not _is_factor(name)}
+  for name in params:
+    if name.endswith(_IN):
+      stem = name.removesuffix(_IN)
+      update = jnp.matmul(params[name], params[stem + _OUT], precision=jax.lax.Precision.HIGHEST)
+      kernel = out[f'{stem}_kernel']
+      out[f'{stem}_kernel'] = (kernel.astype(jnp.float32) + config.lora_scale * update).astype(kernel.dtype)
+  return out
+
+
+def _is_factor(name: str) -> bool:
+  return name.endswith((_IN, _OUT))
