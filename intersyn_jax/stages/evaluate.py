@@ -2,12 +2,14 @@
 
 What a policy wrote and how it scored is kept in `answers/POLICY.DECODING.npz`, one file at a time, so a killed stage goes
 on with the next one and studies can pool the prompts of several runs. `scores.json`, `by_steps.json`, `skills.json` and
-`gallery.jsonl` are made from these.
+`gallery.jsonl` are made from these. Where `evaluate.endpoint.url` is set, a model on a server judges the first answers as
+well; its replies are kept in `WORKDIR/endpoint/judgements.jsonl`, beside the stage's folder, since they were paid for.
 """
 
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -26,9 +28,10 @@ from intersyn_jax.evaluation.truth import truth
 from intersyn_jax.interleave import layout
 from intersyn_jax.interleave.layout import TokenBatch
 from intersyn_jax.interleave.types import DIMENSIONS, Conversation, steps_of, text_of
+from intersyn_jax.judge import served
 from intersyn_jax.judge.model import SynJudge
 from intersyn_jax.models.definition import Params
-from intersyn_jax.stages.common import Run, barrier
+from intersyn_jax.stages.common import Run, barrier, leaves
 from intersyn_jax.stages.parts import Parts, identity, policy_folder
 from intersyn_jax.training import checkpoints
 from intersyn_jax.training.metrics import replace_text
@@ -70,15 +73,17 @@ def run(run: Run) -> dict[str, Any]:
   for name in section.decodings:
     if name not in DECODINGS:
       raise UserError(f'config.evaluate.decodings names {name!r}; there are {", ".join(DECODINGS)}')
+  server = _server(run)
   folder = run.directory('evaluate')
   policies = [name for name in TRAINED if trained(run, name)]
   work = _Work(run, parts, folder, policies)
   scores = {policy: work.scores(policy) for policy in (CHANCE, *policies)}
   skill = {policy: work.skills(policy) for policy in policies}
+  asked = _ask_server(run, work, folder, scores, server)
   if run.active:
     _write(run, work, folder, scores, skill)
   barrier('evaluate-written')
-  return _metrics(json.loads((folder / 'scores.json').read_text()), work.failures, work.form, skill)
+  return _metrics(json.loads((folder / 'scores.json').read_text()), work.failures, work.form, skill) | asked
 
 
 def trained(run: Run, policy: str) -> bool:
@@ -108,6 +113,7 @@ class _Work:
     self.known_world = run.config.data.source == 'storyworld'
     self.failures: dict[str, int] = {}
     self.form: dict[str, dict[str, float]] = {}
+    self.first: dict[str, Answers] = {}  # of each policy and decoding, the answers that a server judges
     data = run.config.data
     self.probes = skills.Probes([], [])
     if self.known_world:
@@ -171,6 +177,7 @@ class _Work:
           answers_lib.save(self.folder / 'answers' / f'{name}.npz',
                            made.arrays() | rest | {'weights': np.array(self.weights[policy])})
       found[decoding] = rest
+      self.first[name] = _first(made, _asked_of_server(self.run))
       for scorer, array in rest.items():
         if failed := int((~np.isfinite(array).all(axis=1)).sum()):
           self.failures[f'{name}.{scorer}'] = failed
@@ -247,6 +254,55 @@ def _filled(array: np.ndarray, rows: int) -> np.ndarray:
   return np.concatenate([array, np.zeros((rows - len(array), *array.shape[1:]), array.dtype)])
 
 
+def _first(made: Answers, count: int) -> Answers:
+  return Answers(**{name: array[:count] for name, array in made.arrays().items()})
+
+
+# The second judge, on a server.
+
+
+def _asked_of_server(run: Run) -> int:
+  """How many answers of each policy and decoding a server judges."""
+  section = run.config.evaluate.get('endpoint')
+  return min(section.prompts, run.config.evaluate.prompts) if section and section.url else 0
+
+
+def _server(run: Run) -> served.ServedJudge | None:
+  """The judge on a server; only one process asks it. Built before all other work, to find mistakes early."""
+  if not _asked_of_server(run) or not run.active:
+    return None
+  return served.ServedJudge.of(run.config.evaluate.endpoint, field='config.evaluate.endpoint', seed=run.config.seed,
+                               log=run.workdir / 'endpoint' / 'judgements.jsonl')
+
+
+def _ask_server(run: Run, work: _Work, folder: epath.Path, scores: statistics.Scores,
+                judge: served.ServedJudge | None) -> dict[str, Any]:
+  """Adds the scorer `endpoint` to the scores: NaN where it failed and where it was not asked. Gives its counts, in which
+  only those that were asked can have failed, and writes `endpoint.json` with every judgement and its reason."""
+  count = _asked_of_server(run)
+  if not count:
+    return {}
+  report, found = run.reporter('evaluate', 'reply'), {}
+  for name, made in work.first.items():
+    # Decoding pictures is the work of all processes; they have no scores afterwards and need none.
+    shown = served.pictured(made.conversations(work.prompts.conversations[:count], work.parts.layout), work.parts.decode)
+    policy, decoding = name.split('.')
+    scores[policy][decoding]['endpoint'] = np.full((len(work.prompts.texts), len(DIMENSIONS)), np.nan, np.float32)
+    if judge is None:
+      continue
+    found[name] = judge.judgements(shown, lambda done, name=name: report(f'endpoint {name}', done, None))
+    for row, judgement in enumerate(found[name]):
+      if judgement.scores is not None:
+        scores[policy][decoding]['endpoint'][row] = judgement.scores
+    if failed := sum(j.scores is None for j in found[name]):
+      work.failures[f'{name}.endpoint'] = failed
+  if judge is None:
+    return {}
+  replace_text(folder / 'endpoint.json', json.dumps(
+      {name: [dataclasses.asdict(j) for j in judgements] for name, judgements in found.items()}, allow_nan=False))
+  return {f'endpoint.{name}': value for name, value in leaves(judge.summary()) if not isinstance(value, dict)}
+
+
 def _mean(values: np.ndarray, resamples: int) -> dict[str, Any]:
   low, high = statistics.interval(values[:, None], statistics.draws(len(values), resamples, 0))
   return {'mean': float(values.mean()), 'ci95': [float(low[0]), float(high[0])], 'n': len(values)}
@@ -278,7 +334,7 @@ def gallery(parts: Parts, prompts: Prompts, folder: epath.Path, policies: Sequen
   rows: list[dict[str, Any]] = [{'question': text, 'decoding': decoding, 'policies': {}} for text in prompts.texts[:count]]
   for policy in policies:
     made, rest = answers_lib.split(answers_lib.load(folder / 'answers' / f'{policy}.{decoding}.npz'))
-    said = Answers(**{name: array[:count] for name, array in made.arrays().items()}).segments(parts.layout)
+    said = _first(made, count).segments(parts.layout)
     for i, (answer, pictures) in enumerate(zip(said, answers_lib.with_pictures(said, parts.decode))):
       queue = iter(pictures)
       steps = [{'text': text or '', 'image': '' if image is None else base64.b64encode(images.png(next(queue))).decode()}
