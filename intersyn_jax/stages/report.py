@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jinja2
-import numpy as np
 from etils import epath
 from markupsafe import Markup
 
@@ -22,6 +21,7 @@ from intersyn_jax.interleave.types import DIMENSIONS
 from intersyn_jax.stages import PIPELINE
 from intersyn_jax.stages.common import Run, leaves, plain
 from intersyn_jax.stages.page import charts
+from intersyn_jax.stages.page import judge as judge_part
 from intersyn_jax.training.metrics import read_rows, replace_text
 from intersyn_jax.training.progress import duration
 
@@ -29,7 +29,6 @@ PAGE = epath.resource_path('intersyn_jax') / 'stages' / 'page'
 ALL_DIMENSIONS = (*DIMENSIONS, 'mean')
 PNG = b'\x89PNG\r\n\x1a\n'
 FIRST_CHARTS = 6
-SCATTER_POINTS = 400
 TRAINING = ('tokenizer', 'warmup', 'judge', 'finetune', 'grpo')
 UPKEEP = ('learning_rate', 'gradient_norm', 'seconds')
 """Curves that say little about the result: they come last, folded away."""
@@ -229,17 +228,9 @@ def _traces(workdir: epath.Path, limit: int, missing: list[str]) -> dict[str, An
 
 def _judge(workdir: epath.Path, missing: list[str]) -> dict[str, Any]:
   notes: list[str] = []
-  data = _load(workdir / 'judge' / 'scatter.json', notes) or {}
+  files = {name: _load(workdir / 'judge' / f'{name}.json', notes) for name in judge_part.FILES}
   missing += notes
-  drawn = []
-  for dimension, pairs in data.items():
-    array = np.asarray(pairs, np.float64).reshape(-1, 2)
-    if not len(array):
-      continue
-    error = array[:, 1] - array[:, 0]
-    note = f'RMSE {np.sqrt(np.mean(error**2)):.2f}, ≤ 1: {100 * np.mean(np.abs(error) <= 1):.0f} %, n {len(array)}'
-    drawn.append(charts.scatter(dimension, array[:SCATTER_POINTS].tolist(), note))
-  return {'charts': drawn, 'missing': notes}
+  return judge_part.part(files, _load(workdir / 'judge' / 'summary.json', [])) | {'missing': notes}
 
 
 def _curves(workdir: epath.Path, missing: list[str]) -> list[dict[str, Any]]:

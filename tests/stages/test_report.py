@@ -12,6 +12,7 @@ import pytest
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import folder
 
+from intersyn_jax.judge import metrics
 from intersyn_jax.stages import report, run
 from intersyn_jax.stages.page import charts
 
@@ -38,10 +39,38 @@ class Tags(html.parser.HTMLParser):
     self.words.append(data)
 
 
+def fill_judge(workdir: pathlib.Path, hostile: str = folder.HOSTILE) -> None:
+  """The files of the judge's section, from an invented judge measured with the project's own functions."""
+  rng = np.random.default_rng(1)
+  truth = np.clip(np.round(rng.normal(3.6, 1.3, (300, 4)) * 2) / 2, 0, 5)
+  judge = np.clip(truth + rng.normal(0, 0.5, truth.shape), 0, 5)
+  blind = judge.copy()
+  blind[:, 1:] = np.clip(truth[:, 1:] + rng.normal(0, 1.2, (300, 3)), 0, 5)
+  noisy = np.clip(truth + rng.normal(0, 0.55, truth.shape), 0, 5)
+  noisy[:7] = np.nan
+  settings = {'synjudge': judge, 'mean': np.tile(truth.mean(0), (300, 1)), 'without_image': blind, hostile: noisy}
+  rows = metrics.compare(truth, settings, samples=40)
+  work = workdir / 'judge'
+  (work / 'table.json').write_text(json.dumps(rows))
+  summary = json.loads((work / 'summary.json').read_text())
+  groups = metrics.by_group(truth, noisy, [('gold', 'sampled', hostile)[i % 3] for i in range(300)], samples=20)
+  summary |= {f'{group}.{key}': value for group, found in groups.items() for key, value in found.items()}
+  (work / 'summary.json').write_text(json.dumps(summary | {'failed': 0, 'steps.tcc.rmse': 0.5}))
+  points = [[(b + 0.5) / 15, float(np.clip((b + 0.5) / 15 + rng.normal(0, 0.03), 0, 1)), 900 if b in (0, 14) else 60]
+            for b in range(15)]
+  (work / 'calibration.json').write_text(json.dumps({d: {
+      'ece': 0.021, 'ece_uncalibrated': 0.083, 'temperature': 1.37, 'bins': points} for d in folder.DIMENSIONS}))
+  cases = {hostile: 0.0, 'fluent text off topic': 0.9, 'blank picture': 0.51, 'answer repeated': 0.5, 'tags only': -0.4}
+  (work / 'adversarial.json').write_text(json.dumps([
+      {'case': case, 'n': 64} | {kind: dict.fromkeys(folder.DIMENSIONS, value) for kind, value in
+                                 (('truth', 1.25), ('judge', 1.25 + gap), ('gap', gap))} for case, gap in cases.items()]))
+
+
 @pytest.fixture(scope='module')
 def filled(tmp_path_factory):
   path = tmp_path_factory.mktemp('runs') / 'tiny'
   folder.fill(path)
+  fill_judge(path)
   return path
 
 
@@ -60,8 +89,55 @@ def test_everything_is_there(page):
                '1,500 records; 1 rejected: <script>', 'counts.kept', 'warmup_long', 'rollback', 'RMSE', '15:03'):
     assert part in words, part
   assert sum(a.startswith('data:image/png;base64,') for a in parsed.addresses) == 6 * 6 + 3 * 6 + 1
-  # Scatter, intervals, and curves of tokenizer, judge, warmup/long, warmup, finetune, grpo.
-  assert text.count('<svg') == 4 + 1 + 3 + 3 + 3 + 5 + 5 + 9
+  # Scatter, reliability, intervals, and curves of tokenizer, judge, warmup/long, warmup, finetune, grpo.
+  assert text.count('<svg') == 4 + 4 + 1 + 3 + 3 + 3 + 5 + 5 + 9
+
+
+def section(text: str, name: str) -> str:
+  """The HTML between the heading of a section and the next heading of a section."""
+  return text.split(f'<h2 id="{name}">')[1].split('<h2')[0]
+
+
+def row_of(text: str, name: str) -> str:
+  """The first table row that begins with a name."""
+  return next(row for row in text.split('<tr>') if row.startswith(f'<td>{name}</td>'))
+
+
+def test_the_judge_beside_its_baselines(page):
+  judge = section(page[0], 'judge')
+  for title in ('RMSE', 'A@1', 'RMSE by answer generator', 'Reliability', 'Adversarial answers'):
+    assert f'<h3>{title}</h3>' in judge, title
+  for title in ('exact agreement', 'Pearson', 'Kendall tau-b', 'mean', 'variance'):
+    assert f'<summary>{title}</summary>' in judge, title
+  rmse = judge.split('<h3>RMSE</h3>')[1]
+  assert row_of(rmse, 'mean').count('>beaten<') == 4 and 'tag' not in row_of(rmse, 'synjudge')
+  # Without pictures the text's completeness stays bit for bit what it was, and the rest does not.
+  assert row_of(rmse, 'without_image').count('>equal<') == 1 and row_of(rmse, 'without_image').count('>beaten<') == 3
+  pearson = judge.split('<summary>Pearson</summary>')[1]
+  assert row_of(pearson, 'mean').count('&ndash;</td>') == 4  # a constant has none
+  generators = judge.split('<h3>RMSE by answer generator</h3>')[1].split('<h3>')[0]
+  assert '<td>gold</td>' in generators and '<td>steps</td>' not in generators and generators.count('<tr>') == 1 + 3
+  assert '>7</td>' in judge  # failures are counted
+  assert 'ECE 0.021, uncalibrated 0.083, T 1.37' in judge
+
+
+def test_adversarial_cases_that_the_judge_likes_too_much_are_marked(page):
+  cases = section(page[0], 'judge').split('<h3>Adversarial answers</h3>')[1]
+  marked = [row_of(cases, name).count('n over') for name in
+            ('fluent text off topic', 'blank picture', 'answer repeated', 'tags only')]
+  assert marked == [4, 4, 0, 0]
+
+
+def test_judge_files_of_another_form_are_not_fatal(tmp_path):
+  work = tmp_path / 'w'
+  folder.fill(work, hostile='plain')
+  fill_judge(work, hostile='plain')
+  (work / 'judge' / 'table.json').write_text('{"setting": 3}')
+  (work / 'judge' / 'calibration.json').write_text(
+      '{"tcc": {"ece": null, "bins": [[0.1, null, 3], [0.5], 4]}, "icc": 3, "iq": {"bins": 1}}')
+  (work / 'judge' / 'adversarial.json').write_text('[{"case": null, "judge": {"tcc": "high"}}, 7]')
+  judge = section(report.page(work, {})[0], 'judge')
+  assert 'Reliability' not in judge and '>beaten<' not in judge and 'high' not in judge
 
 
 def test_hostile_text_is_escaped(page):
@@ -85,13 +161,15 @@ def test_nothing_is_loaded(page):
 def test_an_empty_folder_names_what_is_missing(tmp_path):
   text, missing = report.page(tmp_path / 'empty', {'seed': 0})
   for name in ('evaluate/scores.json', 'evaluate/gallery.jsonl', 'synthesize/traces.jsonl', 'judge/scatter.json',
-               'warmup/metrics.jsonl', 'grpo/metrics.jsonl', 'tokenizer/reconstructions.png'):
+               'judge/table.json', 'judge/calibration.json', 'judge/adversarial.json', 'warmup/metrics.jsonl',
+               'grpo/metrics.jsonl', 'tokenizer/reconstructions.png'):
     assert name in missing and f'Missing: {name}' in text
 
 
 def test_broken_files_are_named_not_fatal(tmp_path):
   work = tmp_path / 'w'
   folder.fill(work, hostile='plain')
+  fill_judge(work, hostile='plain')
   (work / 'judge' / 'scatter.json').write_text('{"tcc": [[1')
   (work / 'evaluate' / 'gallery.jsonl').write_text('{"question": "q", "policies": {}}\nnot json\n')
   (work / 'tokenizer' / 'reconstructions.png').write_bytes(b'GIF89a')

@@ -158,3 +158,25 @@ def intervals(rows: Sequence[Mapping[str, object]], width: int = 760) -> Markup:
               f'<circle cx="{at(value):.1f}" cy="{y:.1f}" r="4" fill="{colour}"><title>{escape(text)}</title></circle>',
               _text(width - tail + 10, y + 3.5, text, colour=colour)]
   return _svg(width, height, parts, 'paired differences')
+
+
+def reliability(title: str, points: Sequence[tuple[float, float, float]], note: str, width: int = 262,
+                height: int = 292) -> Markup:
+  """Mean target against mean probability of each bin, [mean probability, mean target, count], both 0-1; the area of a point
+  is its share of the pairs, and the broken line is where a calibrated judge lies."""
+  left, top, side = 34, 42, width - 46
+  at = lambda x, y: (left + (x + 0.03) / 1.06 * side, top + side - (y + 0.03) / 1.06 * side)
+  parts = [_text(left, 14, title, colour=INK, size=12, weight='600'), _text(left, 30, note)]
+  for v in (0, 0.25, 0.5, 0.75, 1):
+    parts += [_line(left, at(0, v)[1], left + side, at(0, v)[1]), _line(at(v, 0)[0], top, at(v, 0)[0], top + side),
+              _text(left - 4, at(0, v)[1] + 3.5, number(v), 'end'), _text(at(v, 0)[0], top + side + 14, number(v), 'middle')]
+  parts.append(_line(*at(0, 0), *at(1, 1), colour=MUTED, dash='3 3'))
+  total = sum(count for _, _, count in points) or 1
+  line = ' '.join('{:.1f},{:.1f}'.format(*at(x, y)) for x, y, _ in points)
+  parts.append(f'<polyline points="{line}" fill="none" stroke="{COLOURS[0]}" stroke-width="1.4" opacity="0.6"/>')
+  for x, y, count in points:
+    px, py = at(x, y)
+    parts.append(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="{2 + 9 * math.sqrt(count / total):.1f}" fill="{COLOURS[0]}" '
+                 f'opacity="0.65"><title>said {x:.3f}, is {y:.3f}, {count:.0f} questions</title></circle>')
+  parts.append(_text(left + side / 2, height - 4, 'probability said (across), true (up)', 'middle'))
+  return _svg(width, height, parts, f'reliability of {title}')
