@@ -2,5 +2,6 @@
 
 BENCHMARKS = {
     'decode': 'the interleaved decoder: against transformers, against its matrix products, with images and guidance',
+    'judge': 'judging the rollouts of a GRPO iteration: against writing them, measured small and computed at 7B',
 }
 """Every benchmark and what it measures."""
