@@ -63,11 +63,15 @@ def _tiny() -> ConfigDict:
       micro_batches=1, null_prompt_rate=0.1, optimizer=_optimizer(), checkpoint_every=250, log_every=10))
 
   # Views of one answer are documents of their own; `widths` is what they may take when a whole row is judged.
+  # `source` names answers that people have scored (docs/data.md); '' are answers of Storyworld, of which the share
+  # `held_out` of the topics is for the test, with votes of annotators who are made up around the scorer's labels.
   c.judge = ConfigDict(dict(
-      layers=3, reader=1, answers=10000, test_answers=1600, held_out=0.15, steps=800, rows=24, row_length=304,
-      widths=dict(tcc=176, icc=256, its=304), max_steps=3, init='writer', dimension_weights=(1.0, 1.4, 0.6, 1.4),
-      balance=0.15, place_weight=4.0, optimizer=_optimizer(learning_rate=0.01, adam_learning_rate=2e-3), bootstrap=200,
-      checkpoint_every=100, log_every=10))
+      source='', images='', held_out_generators=(), answers=6500, test_answers=1200, held_out=0.15, aside=0.08, annotators=3,
+      disagreement=0.3, layers=3, reader=1, mode='full', lora_rank=8, lora_alpha=16.0, init='warmup', max_steps=3,
+      widths=dict(tcc=176, icc=256, its=304), steps=450, rows=36, row_length=200, dimension_weights=(1.0, 1.4, 0.6, 1.4),
+      balance=0.15, mark_weight=1.5, optimizer=_optimizer(learning_rate=0.01, adam_learning_rate=2e-3),
+      baselines=('mean', 'likelihood', 'clip', 'without_images', 'without_text'), clip=dict(width=96, layers=2, steps=200),
+      challenges=80, bootstrap=200, checkpoint_every=100, log_every=10))
 
   c.synthesize = ConfigDict(dict(
       conversations=1000, window=500, rounds=dict(question=2, answer=2, image=2), turns=(1, 2),
@@ -90,7 +94,12 @@ def _tiny() -> ConfigDict:
       optimizer=_optimizer(name='adamw', learning_rate=3e-4, warmup=5, schedule='constant', b2=0.95),
       log_prob_chunk=0, checkpoint_every=25))
 
-  c.evaluate = ConfigDict(dict(prompts=256, decodings=('sampled', 'greedy'), bootstrap=2000, gallery=8))
+  c.evaluate = ConfigDict(dict(
+      prompts=256, decodings=('sampled', 'greedy'), bootstrap=2000, gallery=8,
+      # A vision model on any OpenAI-compatible server as one more judge (docs/served_judge.md).
+      endpoint=dict(url='', model='', key_variable='OPENAI_API_KEY', prompts=64, samples=3, temperature=0.7, bad_replies=2,
+                    smallest_side=224, timeout=60.0, retries=3, requests_per_minute=0.0, max_parallel=4,
+                    max_response_bytes=1 << 20, structured=True, input_price=0.0, output_price=0.0)))
   c.report = ConfigDict(dict(conversations=4, wandb=''))
   return c
 
@@ -104,7 +113,8 @@ def _smoke() -> dict:
       decode=dict(rows=16, max_positions=96),
       warmup=dict(steps=20, rows=4, checkpoint_every=10, long_steps=10),
       writer=dict(steps=20, rows=4, checkpoint_every=10),
-      judge=dict(layers=1, reader=1, answers=64, test_answers=64, steps=10, rows=4, bootstrap=20, checkpoint_every=5),
+      judge=dict(layers=1, reader=1, answers=64, test_answers=64, aside=0.2, steps=10, rows=6, bootstrap=20, challenges=8,
+                 baselines=('mean', 'without_text'), checkpoint_every=5),
       synthesize=dict(conversations=8, window=4, rows=16, rooms=dict(prompts=(224,), judged=()), shard_records=4),
       finetune=dict(steps=10, rows=4, checkpoint_every=5),
       grpo=dict(steps=4, prompts=2, group_size=4, checkpoint_every=2),
@@ -124,7 +134,7 @@ def _small() -> dict:
                   optimizer=dict(learning_rate=0.01, adam_learning_rate=1e-3), checkpoint_every=1000),
       writer=dict(steps=2500, rows=64, row_length=384,
                   optimizer=dict(learning_rate=0.01, adam_learning_rate=1e-3), checkpoint_every=1000),
-      judge=dict(layers=4, answers=30000, test_answers=4000, steps=1500, rows=64, row_length=704,
+      judge=dict(layers=4, answers=60000, test_answers=4000, steps=3000, rows=96, row_length=448, challenges=400,
                  widths=dict(tcc=224, icc=576, its=704), checkpoint_every=1000),
       synthesize=dict(conversations=8000, window=2000, rows=512,
                       rooms=dict(prompts=(64, 160, 320), short=72, long=224, critic=32, judged=(384,))),

@@ -50,6 +50,11 @@ class TextTokenizer:
     plain = [int(i) - len(SPECIALS) for i in ids if int(i) >= len(SPECIALS)]
     return self._bpe.decode(plain, skip_special_tokens=False)
 
+  def ends(self, text: str, ids: Sequence[int]) -> list[int] | None:
+    """Where in the text each id's characters end; None where the ids are not the ones that `encode` gives."""
+    found = self._bpe.encode(text, add_special_tokens=False)
+    return [end for _, end in found.offsets] if [i + len(SPECIALS) for i in found.ids] == list(map(int, ids)) else None
+
   def special(self, name: str) -> int:
     """Id of a special token, for example `<think>`."""
     return SPECIALS.index(name)

@@ -4,10 +4,12 @@ Gold conversations on the topics of split 1 are damaged (texts, pixels, codes) o
 picture goes through the image tokenizer and back, and the ground-truth scorer reads what came out. Topics of the test rows
 never occur in training, and some answer generators occur in the test rows only.
 
-Labels follow what a view can know. IQ sees each picture alone, so the label of the whole is the mean over the pictures that
-are there; that some are missing is told by ICC and ITS. Step labels stand where the view counts the step (see `views`).
+The judge learns from the votes of annotators who are made up around the scores (`annotators.simulate`), and is measured
+against the scores. Labels follow what a view can know. IQ sees each picture alone, so the label of the whole is the mean
+over the pictures that are there; that some are missing is told by ICC and ITS. Step labels stand where the view counts the
+step (see `views`).
 
-Letters: N answers, T positions, S steps at most, P places, D codes.
+Letters: N answers, T positions, S steps at most, D codes.
 """
 
 from __future__ import annotations
@@ -19,16 +21,36 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from intersyn_jax.data.storyworld import flaws, language, story
-from intersyn_jax.data.storyworld.render import read, read_arrays
-from intersyn_jax.data.storyworld.score import Item, score_answers
-from intersyn_jax.data.storyworld.world import SHAPES, SIDE, SIZES
+from intersyn_jax.data.storyworld import flaws, language, marks, story
+from intersyn_jax.data.storyworld.render import Reading, read
+from intersyn_jax.data.storyworld.score import Asked, Item, score_readings
+from intersyn_jax.data.storyworld.topics import Topic
+from intersyn_jax.data.storyworld.world import CELLS, SHAPES, SIDE, Scene
 from intersyn_jax.errors import UserError
-from intersyn_jax.interleave.layout import Layout, TokenBatch, answer_of, prompt, tokenise
+from intersyn_jax.interleave.layout import (
+    CODES,
+    STOP,
+    TEXT,
+    Layout,
+    TokenBatch,
+    answer_begins,
+    answer_of,
+    prompt,
+    tokenise,
+)
 from intersyn_jax.interleave.types import Conversation, Image, Segment, Text, Turn, images_of, steps_of, text_of
+from intersyn_jax.judge import annotators
 from intersyn_jax.judge.views import ICC, IQ, ITS, TCC
 
 TRAIN, TEST = 'train', 'test'
+
+MARKS = {'told': (TCC,), 'shown': (ICC, ITS), 'contradicted': (ITS,), 'named': (ITS,)}
+"""What is marked in answers, and the views that can know it. `told`: at the end of each fact of a text, it is not what the
+question asks for. `shown`: a place of a picture shows another tile than the gold answer's picture of that step.
+`contradicted`: it is not what the step's text says of it. `named`: it shows an object that the step's text names."""
+
+_TEST_ROWS = 1_000_000
+"""Where the numbers of test rows begin: annotators err anew on each."""
 
 UNSEEN = ('wrong_ground', 'blocks', 'shifted_codes')
 """Flaws that no training row has; test rows with them are counted apart."""
@@ -86,11 +108,11 @@ class Labelled:
   Attributes:
     ids, generators: of each row.
     documents: one token document [T] each.
-    whole: float32[N,4], labels 0-5.
+    whole: float32[N,4], scores 0-5: in Storyworld the scorer's, of rated rows the mean of the votes.
+    votes: float32[N,A,4], what each of A annotators says of the whole, NaN for none.
     steps: float32[N,S,4], labels where there is one, else NaN.
-    places: float32[N,S,P,2], of the answer's pictures, what only training uses; NaN where unknown. First: 1 where the place
-      shows another tile (size aside) than the gold answer's picture of that step, 0 where the same. Second: 1 where an
-      object stands that the step's text names, else 0.
+    marks: float32[T,4] of each document in the order of MARKS, what only training uses: 1 where it is so, 0 where not, NaN
+      where nobody says.
     asked_iq: float32[N], IQ of the whole as the scorer gives it: pictures that were asked for and are missing count as 0.
     questions: hash of each row's last question, and `pictures`, hashes of all pictures of its answer: for the leak check.
   """
@@ -99,14 +121,20 @@ class Labelled:
   generators: list[str]
   documents: list[TokenBatch]
   whole: np.ndarray
+  votes: np.ndarray
   steps: np.ndarray
-  places: np.ndarray
+  marks: list[np.ndarray]
   asked_iq: np.ndarray
   questions: list[str]
   pictures: list[tuple[str, ...]]
 
   def __len__(self) -> int:
     return len(self.ids)
+
+  def take(self, rows: Sequence[int]) -> Labelled:
+    """These rows alone, in this order."""
+    pick = lambda value: value[np.asarray(rows, int)] if isinstance(value, np.ndarray) else [value[i] for i in rows]
+    return Labelled(**{field.name: pick(getattr(self, field.name)) for field in dataclasses.fields(self)})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +150,8 @@ class Corpus:
     max_steps: S.
     held_out: share of the topics of split 1 that only test rows have.
     longest: positions of a document; longer ones are left out.
+    annotators, disagreement: how many made-up annotators vote on each answer, and the standard deviation of their errors
+      (`annotators.simulate`).
   """
 
   layout: Layout
@@ -137,6 +167,8 @@ class Corpus:
   max_steps: int = 3
   held_out: float = 0.15
   longest: int = 320
+  annotators: int = 3
+  disagreement: float = 0.3
 
   def build(self, side: str, count: int) -> Labelled:
     """About `count` rows of one side, TRAIN or TEST; deterministic, and the sides share no topic."""
@@ -153,22 +185,26 @@ class Corpus:
       mine = [d for d in drafts if GENERATORS[d.generator].policy == policy]
       for draft, document in zip(mine, self.samplers[policy]([d.conversation for d in mine]) if mine else (), strict=True):
         _answered(draft, document, self.layout)
-    return _label(self, [d for d in drafts if len(d.document.text) <= self.longest])
+    return _label(self, [d for d in drafts if len(d.document.text) <= self.longest], _TEST_ROWS if side == TEST else 0)
+
+
+def unseen(test: Labelled, train: Labelled) -> Labelled:
+  """The test rows none of whose pictures stands in a training row: few objects make equal scenes under different topics."""
+  known = {picture for row in train.pictures for picture in row}
+  return test.take([i for i, row in enumerate(test.pictures) if known.isdisjoint(row)])
 
 
 def check_leaks(train: Labelled, test: Labelled) -> None:
-  """Raises UserError when an id, a question or a whole answer's pictures stand on both sides.
-
-  A picture alone may: two scenes of one object are often equal. What must not recur is the set of an answer.
-  """
-  for what, ours, theirs in (('id', train.ids, test.ids), ('question', train.questions, test.questions),
-                             ('answer', [f'{q}{p}' for q, p in zip(train.questions, train.pictures, strict=True)],
-                              [f'{q}{p}' for q, p in zip(test.questions, test.pictures, strict=True)])):
-    both = set(ours) & set(theirs)
+  """Raises UserError when an id, a question or a picture stands on both sides."""
+  flat = lambda pictures: [(i, picture) for i, row in enumerate(pictures) for picture in row]
+  for what, ours, theirs in (('id', enumerate(train.ids), enumerate(test.ids)),
+                             ('question', enumerate(train.questions), enumerate(test.questions)),
+                             ('picture', flat(train.pictures), flat(test.pictures))):
+    known = {value for _, value in ours}
+    both = [i for i, value in theirs if value in known]
     if both:
-      record = test.ids[next(i for i, value in enumerate(theirs) if value in both)]
-      raise UserError(f'judge: the {what} of test record {record} is also in the training rows ({len(both)} in all); '
-                      'build the two sides from different topics')
+      raise UserError(f'judge: a {what} of test record {test.ids[both[0]]} is also in the training rows ({len(set(both))} '
+                      'such records in all); keep rows that share one on the same side')
 
 
 # Building.
@@ -191,10 +227,16 @@ def _side(topic: str, held_out: float) -> str:
   return TEST if place < held_out else TRAIN
 
 
-def _drafts(corpus: Corpus, side: str, count: int, names: Sequence[str], shares: np.ndarray) -> list[_Draft]:
-  topics = [t for t in story.topics_of('roles') if _side(str(t), corpus.held_out) == side]
+def topics_of(side: str, held_out: float) -> list[Topic]:
+  """The topics of split 1 that belong to one side."""
+  topics = [t for t in story.topics_of('roles') if _side(str(t), held_out) == side]
   if not topics:
-    raise UserError(f'judge.held_out is {corpus.held_out}: it leaves no topic for the {side} rows; use about 0.15')
+    raise UserError(f'judge.held_out is {held_out}: it leaves no topic for the {side} rows; use about 0.15')
+  return topics
+
+
+def _drafts(corpus: Corpus, side: str, count: int, names: Sequence[str], shares: np.ndarray) -> list[_Draft]:
+  topics = topics_of(side, corpus.held_out)
   drafts = []
   for index in range(count):
     rng = story.keyed(corpus.seed, index, 'judge', side)
@@ -273,69 +315,99 @@ def _answered(draft: _Draft, document: TokenBatch, layout: Layout) -> None:
   draft.in_steps = np.array_equal(again, np.asarray(document.text)[np.asarray(document.modality) > 0])
 
 
-def _label(corpus: Corpus, drafts: Sequence[_Draft]) -> Labelled:
-  """Decodes all pictures, scores, and puts the labels where the views look for them."""
+def _label(corpus: Corpus, drafts: Sequence[_Draft], first: int = 0) -> Labelled:
+  """Decodes all pictures, scores, and puts the labels where the views look for them; `first` is the first row's number."""
   shown = [image for d in drafts for images in (d.gold, *(images_of(t.answer) for t in d.conversation.turns))
            for image in images]
   pictures = corpus.decode(np.stack([image.codes for image in shown])) if shown else np.zeros((0, 1, 1, 3), np.uint8)
-  of_image = {id(image): i for i, image in enumerate(shown)}
-  items, in_answer = [], []
+  readings = dict(zip(map(id, shown), read(pictures, corpus.jitter), strict=True)) if shown else {}
+  hashes = {id(image): hashlib.blake2b(image.codes.tobytes(), digest_size=8).hexdigest() for image in shown}
+  kept, whole, steps, asked_iq, marked = [], [], [], [], []
   for draft in drafts:
     turns = draft.conversation.turns
     earlier = [image for turn in turns[:-1] for image in images_of(turn.answer)]
-    steps = [(text, None if image is None else pictures[of_image[id(image)]]) for text, image in steps_of(turns[-1].answer)]
-    items.append(Item([text_of(t.question) for t in turns], steps, pictures[of_image[id(earlier[-1])]] if earlier else None))
-    in_answer.append([of_image[id(image)] for image in images_of(turns[-1].answer)])
-  scores = score_answers(items, jitter=corpus.jitter)
-  quality = np.array([reading.quality for reading in read(pictures, corpus.jitter)]) if shown else np.zeros(0)
-  tiles = _tiles(pictures, corpus.jitter, corpus.layout.block.places)
-  hashes = [hashlib.blake2b(image.codes.tobytes(), digest_size=8).hexdigest() for image in shown]
-  kept = [i for i, score in enumerate(scores) if score is not None]
-  whole = np.array([scores[i].whole.values() for i in kept], np.float32).reshape(-1, 4)
-  steps = np.full((len(kept), corpus.max_steps, 4), np.nan, np.float32)
-  places = np.full((len(kept), corpus.max_steps, corpus.layout.block.places, 2), np.nan, np.float32)
-  asked_iq = whole[:, IQ].copy()
-  for row, i in enumerate(kept):
-    mine = quality[in_answer[i]]
-    whole[row, IQ] = mine.mean() if len(mine) else 0.0
-    steps[row, :len(mine[:corpus.max_steps]), IQ] = mine[:corpus.max_steps]
-    gold = [of_image[id(image)] for image in drafts[i].gold]
-    shown_with = [(j, text) for j, (text, image) in enumerate(steps_of(drafts[i].conversation.turns[-1].answer))
-                  if image is not None]
-    for slot, ((j, text), picture) in enumerate(zip(shown_with[:corpus.max_steps], in_answer[i], strict=False)):
-      if j < len(gold):
-        places[row, slot, :, 0] = tiles[picture] != tiles[gold[j]]
-      if text is not None:
-        places[row, slot, :, 1] = np.isin(tiles[picture], _named(text))
-    if drafts[i].in_steps:
-      _step_labels(drafts[i].conversation.turns[-1].answer, scores[i].steps, steps[row])
+    texts = [(text, None) for text, _ in steps_of(turns[-1].answer)]
+    seen = [None if image is None else readings[id(image)] for _, image in steps_of(turns[-1].answer)]
+    score = score_readings(Item([text_of(t.question) for t in turns], texts), seen,
+                           readings[id(earlier[-1])] if earlier else None)
+    if score is None:
+      continue
+    quality = np.array([readings[id(image)].quality for image in images_of(turns[-1].answer)])
+    values = np.array(score.whole.values(), np.float32)
+    asked_iq.append(values[IQ])
+    values[IQ] = quality.mean() if len(quality) else 0.0
+    labels = np.full((corpus.max_steps, 4), np.nan, np.float32)
+    labels[:len(quality), IQ] = quality[:corpus.max_steps]
+    mark = np.full((len(draft.document.text), len(MARKS)), np.nan, np.float32)
+    _mark_places(draft, readings, mark)
+    if draft.in_steps:
+      _step_labels(turns[-1].answer, score.steps, labels)
+      _mark_facts(draft, score.asked, corpus.layout, mark)
+    for values_of, value in ((kept, draft), (whole, values), (steps, labels), (marked, mark)):
+      values_of.append(value)
+  votes = annotators.simulate(np.stack(whole), corpus.annotators, corpus.disagreement, corpus.seed, first=first)
   return Labelled(
-      [drafts[i].conversation.id for i in kept], [drafts[i].generator for i in kept], [drafts[i].document for i in kept],
-      whole, steps, places, asked_iq,
-      [hashlib.blake2b(repr(items[i].questions).encode(), digest_size=8).hexdigest() for i in kept],
-      [tuple(hashes[j] for j in in_answer[i]) for i in kept])
+      [d.conversation.id for d in kept], [d.generator for d in kept], [d.document for d in kept],
+      np.stack(whole), votes, np.stack(steps), marked, np.array(asked_iq, np.float32),
+      [hashlib.blake2b(repr([text_of(t.question) for t in d.conversation.turns]).encode(), digest_size=8).hexdigest()
+       for d in kept],
+      [tuple(hashes[id(image)] for image in images_of(d.conversation.turns[-1].answer)) for d in kept])
 
 
-def _tiles(pictures: np.ndarray, jitter: int, places: int) -> np.ndarray:
-  """What stands at each place, int[n,P]: 1 + colour * shapes + shape of the cell's object, or 1000 * (1 + ground) where none."""
-  if not len(pictures):
-    return np.zeros((0, places), int)
-  ground, tile, _ = read_arrays(pictures, jitter)
-  kind = np.where(tile > 0, 1 + (tile - 1) // len(SIZES), 1000 * (1 + ground[:, None]))
+def _mark_places(draft: _Draft, readings: Mapping[int, Reading], out: np.ndarray) -> None:
+  """Marks the places of the last answer's pictures."""
+  steps = steps_of(draft.conversation.turns[-1].answer)
+  pictures = [(step, text, image) for step, (text, image) in enumerate(steps) if image is not None]
+  at = np.flatnonzero(np.asarray(draft.document.modality) == CODES)
+  places = len(pictures[0][2].codes) if pictures else 1
+  _, shown, contradicted, named = range(len(MARKS))
+  for (step, text, image), where in zip(pictures, at.reshape(-1, places)[-len(pictures):] if pictures else (), strict=True):
+    view = readings[id(image)].scene
+    if step < len(draft.gold):
+      out[where, shown] = _at_places(_tiles(view) != _tiles(readings[id(draft.gold[step])].scene), places)
+    if text is not None:
+      text = language.normalise(text)
+      names = marks.named(text)
+      out[where, contradicted] = _at_places(marks.contradictions(text, view), places)
+      out[where, named] = _at_places(np.array([(item := view.at(cell)) is not None and item.name in names
+                                               for cell in range(CELLS)]), places)
+
+
+def _tiles(view: Scene) -> np.ndarray:
+  """What stands in each cell, int[cells]: the object, its size aside, or the ground where there is none."""
+  cells = np.full(CELLS, -1 - view.ground)
+  for item in view.objects:
+    cells[item.cell] = item.colour * len(SHAPES) + item.shape
+  return cells
+
+
+def _at_places(cells: np.ndarray, places: int) -> np.ndarray:
+  """Values of cells at the places of the picture's codes [P]."""
   side = int(round(places ** 0.5))
   at = np.arange(side) * SIDE // side
-  return kind[:, (at[:, None] * SIDE + at[None, :]).reshape(-1)]
+  return cells[(at[:, None] * SIDE + at[None, :]).reshape(-1)]
 
 
-def _named(text: str) -> list[int]:
-  """The objects that a text names, numbered as in `_tiles`; what is repainted or reshaped has its new name."""
-  names = {item.name for item in language.items_in(language.normalise(text))}
-  told = language.parse_telling(text)
-  if told is not None and told.kind == 'recolour':
-    names.add((told.facts['new'], told.facts['shape']))
-  if told is not None and told.kind == 'reshape':
-    names.add((told.facts['colour'], told.facts['new']))
-  return [1 + colour * len(SHAPES) + shape for colour, shape in names]
+def _mark_facts(draft: _Draft, asked: Sequence[Asked], layout: Layout, out: np.ndarray) -> None:
+  """Marks the facts of the texts where their last token stands. Texts that are not written as `encode` writes them (a policy
+  may spell a word in other pieces) stay without marks."""
+  document, runs = draft.document, []
+  begin = answer_begins(document, int(np.max(document.turn)))
+  plain = (np.asarray(document.modality) == TEXT) & ~np.asarray(document.forced)
+  plain &= ~np.isin(document.text, list(layout.marks)) & (np.asarray(document.text) != layout.special(STOP))
+  for t in np.flatnonzero(plain[begin:]) + begin:
+    if not runs or t != runs[-1][-1] + 1:
+      runs.append([])
+    runs[-1].append(int(t))
+  steps = [(step, text) for step, (text, _) in enumerate(steps_of(draft.conversation.turns[-1].answer)) if text is not None]
+  if len(runs) != len(steps):
+    return
+  for run, (step, text) in zip(runs, steps, strict=True):
+    ends = layout.tokenizer.ends(text, document.text[run])
+    if ends is None or language.normalise(text) != text or step >= len(asked):
+      continue
+    for end, wrong in marks.facts(text, asked[step]):
+      out[run[int(np.searchsorted(ends, end))], 0] = wrong
 
 
 def _step_labels(answer: Sequence[Segment], scores: Sequence, out: np.ndarray) -> None:

@@ -21,14 +21,18 @@ from flax import nnx
 from intersyn_jax.errors import UserError
 from intersyn_jax.interleave.layout import CODES, Layout, TokenBatch
 from intersyn_jax.interleave.types import DIMENSIONS
-from intersyn_jax.judge import views
+from intersyn_jax.judge import calibration, views
 from intersyn_jax.judge.views import IQ, View, Views, Widths
+from intersyn_jax.models import lora
 from intersyn_jax.models.definition import Definition, Params, constant, normal, param
 from intersyn_jax.models.trunk import Trunk, project, same_document
 from intersyn_jax.models.unified import Backbone, ModelConfig
 
 TOP = 5
 """K: the highest score, and how many cumulative questions there are."""
+
+MARKS = 4
+"""M: how many kinds of marks there are (`labelled.MARKS`)."""
 
 GAP = 1.0
 """Where the distance of neighbouring logits starts (before softplus)."""
@@ -39,10 +43,10 @@ class Judge(nnx.Module):
 
   The backbone is the policy's: its hidden state at a position says what it expects next. The comparison multiplies that
   with what really stands next, through tables that start as the policy's own output heads, so that a sum over channels
-  is the logit of what was written. From there two more heads say of every image position whether it shows something
-  wrong, and whether it shows what the text names; the labelled answers know both, and so many labels a picture teach
-  binding of objects to places and names that a few scores do not. The reader, layers of the judge's own, gathers all this
-  up to where a score is read.
+  is the logit of what was written. From there one more head marks positions (`labelled.MARKS`): facts of a text that are not
+  asked for, places of a picture that are not as they should be. Labelled answers know of them, and so many labels an answer
+  teach binding of objects to places and names that a few scores do not. The reader, layers of the judge's own, gathers all
+  this up to where a score is read.
   """
 
   def __init__(self, config: ModelConfig, reader: int, rngs: nnx.Rngs):
@@ -52,15 +56,14 @@ class Judge(nnx.Module):
     self.expected_code_embedding = param(rngs, (config.codebook, d), ('codes', 'embed'), normal(0.02))
     self.compare_kernel = param(rngs, (d, d), ('embed', 'mlp'), normal(0.02))
     self.compare_scale = param(rngs, (d,), ('width',), normal(0.1))
-    self.place_head = param(rngs, (d, 2), ('embed', 'width'), normal(0.02))
-    self.found_embedding = param(rngs, (2, d), ('width', 'embed'), normal(0.1))
-    self.reader = Trunk(dataclasses.replace(config.trunk, layers=reader), rngs)
+    self.mark_head = param(rngs, (d, MARKS), ('embed', 'width'), normal(0.02))
+    self.mark_embedding = param(rngs, (MARKS, d), ('width', 'embed'), normal(0.1))
+    self.reader = Trunk(dataclasses.replace(config.trunk, layers=reader, lora_rank=0), rngs)
     self.score_head = param(rngs, (d, n * TOP), ('embed', 'width'), normal(0.02))
     self.score_bias = param(rngs, (n * TOP,), ('width',), constant(0.0))
 
   def __call__(self, batch: TokenBatch) -> tuple[jax.Array, jax.Array]:
-    """Packed rows in; hidden states [B,T,d] for `logits` out, and logits float32[B,T,2] of "wrong" and "named", which
-    image positions alone have."""
+    """Packed rows in; hidden states [B,T,d] for `logits` out, and logits float32[B,T,M] of its marks."""
     hidden = self.backbone(batch)
     dtype = hidden.dtype
     words = self.expected_text_embedding[...].astype(dtype)[batch.text]
@@ -70,10 +73,9 @@ class Judge(nnx.Module):
     product = jnp.where((batch.position > 0)[..., None], before * written, 0)
     fit = jnp.sum(product, axis=-1, keepdims=True) * self.compare_scale[...].astype(dtype)
     x = hidden + project(product, self.compare_kernel) + fit
-    found = (x @ self.place_head[...].astype(dtype)).astype(jnp.float32)
-    here = (batch.modality == CODES)[..., None]
-    x = x + jnp.where(here, jax.nn.sigmoid(found), 0).astype(dtype) @ self.found_embedding[...].astype(dtype)
-    return self.reader(x, batch.position, same_document(batch.document)), found
+    marks = (x @ self.mark_head[...].astype(dtype)).astype(jnp.float32)
+    x = x + jax.nn.sigmoid(marks).astype(dtype) @ self.mark_embedding[...].astype(dtype)
+    return self.reader(x, batch.position, same_document(batch.document)), marks
 
   def logits(self, hidden: jax.Array) -> jax.Array:
     """Cumulative logits [...,4,K] in float32 of hidden states [...,d]: the k-th is that of "above k"."""
@@ -84,15 +86,18 @@ class Judge(nnx.Module):
     return jnp.concatenate([first, first - gaps], axis=-1)
 
 
-def define(config: ModelConfig, layers: int, reader: int) -> Definition:
+def define(config: ModelConfig, layers: int, reader: int, *, lora_rank: int = 0, lora_alpha: float = 16.0) -> Definition:
   """The judge on the first `layers` layers of such a model, with `reader` layers of its own behind them.
+
+  `lora_rank` gives the model's layers low-rank updates (`models.lora`); the reader needs none.
 
   Raises:
     UserError: the model has fewer layers.
   """
   if not 1 <= layers <= config.trunk.layers:
     raise UserError(f'judge.layers is {layers}; the model has {config.trunk.layers} layers, take 1 to that many')
-  config = dataclasses.replace(config, trunk=dataclasses.replace(config.trunk, layers=layers))
+  trunk = dataclasses.replace(config.trunk, layers=layers, lora_rank=lora_rank, lora_alpha=lora_alpha)
+  config = dataclasses.replace(config, trunk=trunk)
   return Definition(lambda rngs: Judge(config, reader, rngs), config.param_dtype)
 
 
@@ -100,20 +105,22 @@ def init_from(policy: Params, judge: Params) -> Params:
   """The judge's parameters with what a policy of the same model already knows.
 
   Embeddings and the first layers are copied; the comparison starts from the output heads, or the embeddings that they are
-  tied to (of the image head only where it is flat: one table of codes). Reader and score heads stay as they are.
+  tied to (of the image head only where it is flat: one table of codes). Reader, score heads and LoRA factors stay as they are.
   """
-  layers = lambda mine, theirs: jax.tree.map(lambda a, b: jnp.array(b[:len(a)]), mine, theirs)
   ours, other = judge['backbone'], policy['backbone']
-  trunk = {name: (layers(value, other['trunk'][name]) if name == 'layers' else jax.tree.map(jnp.array, other['trunk'][name]))
+  first = lambda mine, theirs: {name: first(value, theirs[name]) if isinstance(value, dict) else theirs[name][:len(value)]
+                                for name, value in mine.items() if name in theirs}
+  trunk = {name: first(value, other['trunk'][name]) if name == 'layers' else other['trunk'][name]
            for name, value in ours['trunk'].items()}
-  backbone = {name: trunk if name == 'trunk' else jax.tree.map(jnp.array, other[name]) for name in ours}
+  backbone = lora.attach({name: trunk if name == 'trunk' else other[name] for name in ours}, ours)
   words = policy['text_head'].T if 'text_head' in policy else other['text_embedding']
   codes, image_head = judge['expected_code_embedding'], policy.get('image_head', {})
   if set(image_head) == {'head'}:
     codes = image_head['head'].T
   elif not image_head:
     codes = other['image_embedding']['code_embedding']
-  return judge | {'backbone': backbone, 'expected_text_embedding': jnp.array(words), 'expected_code_embedding': jnp.array(codes)}
+  copied = jax.tree.map(jnp.array, {'backbone': backbone, 'expected_text_embedding': words, 'expected_code_embedding': codes})
+  return judge | copied
 
 
 def with_prior(judge: Params, labels: Sequence[np.ndarray]) -> Params:
@@ -156,12 +163,15 @@ class JudgeScores:
     present: bool[B,S,4], the steps that have what a dimension scores (see `views` for how each counts its steps).
     valid: bool[B]; False is a judge failure (the answer does not fit the views, or a score is not finite). Such answers
       are left out of means and counted; they have no score.
+    spread: float32[B,4], how unsure `whole` is: the standard deviation of its distribution (`calibration.spread`), 0 for a
+      rubric's zero, NaN where `valid` is False; None of a judge that does not say.
   """
 
   whole: jax.Array
   steps: jax.Array
   present: jax.Array
   valid: jax.Array
+  spread: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,12 +183,18 @@ class SynJudge:
     layout: of the tokens.
     widths: room of the views; parameters do not depend on it.
     max_steps: S.
+    temperatures: what the logits of each dimension are divided by, fitted on held-aside answers (`calibration.fit`).
   """
 
   definition: Definition
   layout: Layout
   widths: Widths
   max_steps: int
+  temperatures: tuple[float, ...] = (1.0,) * len(DIMENSIONS)
+
+  def cut(self, batch: TokenBatch) -> Views:
+    """What each score may see of the rows [B,T]."""
+    return views.build(batch, self.layout, self.widths, self.max_steps)
 
   def score(self, params: Params, batch: TokenBatch) -> JudgeScores:
     """Scores the last answer of each row [B,T]. Pure; jit it, or call it inside another jit.
@@ -186,13 +202,25 @@ class SynJudge:
     Missing text or pictures give the rubric's zeros, of a step and of the whole. IQ of the whole is the mean of the
     pictures that are there: it sees each alone and cannot know how many were asked for.
     """
-    seen = views.build(batch, self.layout, self.widths, self.max_steps)
-    return self.scores_of(params, seen)
+    return self.scores_of(params, self.cut(batch))
 
   @classmethod
   def of(cls, model: ModelConfig, layout: Layout, section: Mapping[str, Any]) -> SynJudge:
-    """The judge of a config section: `layers` of the model, `reader` layers of its own, `widths` of the views, `max_steps`."""
-    return cls(define(model, section['layers'], section['reader']), layout, Widths(**section['widths']), section['max_steps'])
+    """The judge of a config section: `layers` of the model, `reader` layers of its own, `widths` of the views, `max_steps`; where
+    its `mode` is `lora`, with factors of `lora_rank` and `lora_alpha`."""
+    factors = {name: section[name] for name in ('lora_rank', 'lora_alpha')} if section.get('mode') == 'lora' else {}
+    if factors and factors['lora_rank'] < 1:
+      raise UserError(f'judge.lora_rank is {factors["lora_rank"]}; mode lora takes 1 or more, or choose mode frozen')
+    definition = define(model, section['layers'], section['reader'], **factors)
+    return cls(definition, layout, Widths(**section['widths']), section['max_steps'])
+
+  def at(self, temperatures: Sequence[float]) -> SynJudge:
+    """The same judge with other temperatures."""
+    return dataclasses.replace(self, temperatures=tuple(temperatures))
+
+  def narrow(self, width: int) -> SynJudge:
+    """The same judge with views no wider than rows of `width` positions need. Same scores up to rounding."""
+    return dataclasses.replace(self, widths=Widths(*(min(w, width + 1) for w in dataclasses.astuple(self.widths))))
 
   def within(self, prompt: int, completion: int) -> SynJudge:
     """The same judge with the narrowest views that have room for every answer of at most `completion` positions to a
@@ -206,27 +234,34 @@ class SynJudge:
     """`score`, compiled once a shape."""
     return jax.jit(self.score)
 
+  def logits_of(self, params: Params, seen: Views) -> tuple[jax.Array, jax.Array]:
+    """Cumulative logits of steps [B,S,4,K] and of whole answers [B,4,K], before the temperatures. IQ has no whole of its own:
+    there stands that of the first picture."""
+    model: Judge = self.definition.bind(params)
+    pairs = [read(model, getattr(seen, name), dimension) for dimension, name in enumerate(DIMENSIONS)]
+    rows = len(seen.fits)
+    steps = jnp.stack([ends.reshape(rows, self.max_steps, TOP) for ends, _ in pairs], axis=2)
+    whole = jnp.stack([whole.reshape(rows, -1, TOP)[:, 0] for _, whole in pairs], axis=1)
+    return steps, whole
+
   def scores_of(self, params: Params, seen: Views) -> JudgeScores:
     """Scores of views that are cut already."""
-    model: Judge = self.definition.bind(params)
-    rows = len(seen.fits)
-    step_scores, whole_scores = [], []
-    for dimension, name in enumerate(DIMENSIONS):
-      ends, whole = read(model, getattr(seen, name), dimension)
-      step = expectation(ends).reshape(rows, self.max_steps)
-      step = jnp.where(seen.present[..., dimension], step, 0.0)
-      if dimension == IQ:
-        count = jnp.sum(seen.present[..., IQ], axis=-1)
-        whole = jnp.sum(step, axis=-1) / jnp.maximum(count, 1)
-      else:
-        whole = expectation(whole)
-      step_scores.append(step)
-      whole_scores.append(jnp.where(seen.shown[:, dimension], whole, 0.0))
-    steps, whole = jnp.stack(step_scores, axis=-1), jnp.stack(whole_scores, axis=-1)
+    return self.scores_from(*self.logits_of(params, seen), seen)
+
+  def scores_from(self, steps: jax.Array, whole: jax.Array, seen: Views) -> JudgeScores:
+    """Scores of what `logits_of` gives."""
+    steps, whole = (logits / jnp.array(self.temperatures)[:, None] for logits in (steps, whole))
+    steps, whole, unsure, each = expectation(steps), expectation(whole), calibration.spread(whole), calibration.spread(steps)
+    steps = jnp.where(seen.present, steps, 0.0)
+    # IQ of the whole is the mean of the pictures, and the mean of their spreads bounds its own.
+    of_pictures = lambda a: jnp.sum(jnp.where(seen.present[..., IQ], a[..., IQ], 0.0), axis=1) / jnp.maximum(
+        jnp.sum(seen.present[..., IQ], axis=1), 1)
+    whole, unsure = whole.at[:, IQ].set(of_pictures(steps)), unsure.at[:, IQ].set(of_pictures(each))
+    whole, unsure = jnp.where(seen.shown, whole, 0.0), jnp.where(seen.shown, unsure, 0.0)
     finite = jnp.all(jnp.isfinite(whole), axis=-1) & jnp.all(jnp.isfinite(steps), axis=(-1, -2))
     valid = seen.fits & finite
-    return JudgeScores(jnp.where(valid[:, None], whole, jnp.nan), jnp.where(valid[:, None, None], steps, jnp.nan),
-                       seen.present, valid)
+    known = lambda a: jnp.where(valid.reshape(-1, *[1] * (a.ndim - 1)), a, jnp.nan)
+    return JudgeScores(known(whole), known(steps), seen.present, valid, known(unsure))
 
 
 def read(model: Judge, view: View, dimension: int) -> tuple[jax.Array, jax.Array]:

@@ -10,19 +10,21 @@ Letters: N answers, R packed rows, T positions, M readouts of a batch, S steps.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from intersyn_jax.errors import UserError
-from intersyn_jax.interleave.layout import CODES, FILL, TokenBatch, stack
+from intersyn_jax.interleave.layout import FILL, TokenBatch, stack
 from intersyn_jax.interleave.types import DIMENSIONS
-from intersyn_jax.judge import views
-from intersyn_jax.judge.labelled import Labelled
+from intersyn_jax.judge import annotators
+from intersyn_jax.judge.labelled import MARKS, Labelled
 from intersyn_jax.judge.model import SynJudge, cross_entropy
-from intersyn_jax.judge.views import ICC, IQ, ITS
+from intersyn_jax.judge.views import IQ
 from intersyn_jax.models.definition import Definition, Params
 
 _CUT = 256  # answers whose views are cut at once
@@ -34,7 +36,7 @@ class Examples:
 
   Attributes:
     text, codes, modality, forced: of all documents, one after the other: int32[all], int32[all,D], ...
-    found: float32[all,2], labels of image positions of the answer (`Labelled.places`), NaN elsewhere.
+    marks: float32[all,M], `Labelled.marks` that the document's view can know, NaN elsewhere.
     start, length: int64[n], where each document lies.
     dimension: int8[n].
     places, labels: int32[n,S+1] and float32[n,S+1]: where steps and the whole (last) are read, and their labels; NaN
@@ -45,7 +47,7 @@ class Examples:
   codes: np.ndarray
   modality: np.ndarray
   forced: np.ndarray
-  found: np.ndarray
+  marks: np.ndarray
   start: np.ndarray
   length: np.ndarray
   dimension: np.ndarray
@@ -59,16 +61,17 @@ def rows_of(labelled: Labelled, chunk: Sequence[int], width: int) -> TokenBatch:
 
 
 def examples(judge: SynJudge, labelled: Labelled) -> Examples:
-  """Cuts the views of all answers and keeps those that a label belongs to."""
+  """Cuts the views of all answers and keeps those that a label belongs to; of the whole that is the mean of the votes."""
   width = max(len(d.text) for d in labelled.documents)
-  cut = jax.jit(lambda batch: views.build(batch, judge.layout, judge.widths, judge.max_steps))
+  votes = annotators.mean(labelled.votes)
+  cut = jax.jit(judge.cut)
   parts: list[list[np.ndarray]] = [[] for _ in range(9)]
   s = judge.max_steps
   for first in range(0, len(labelled), _CUT):
     chunk = [min(i, len(labelled) - 1) for i in range(first, first + _CUT)]
     seen = jax.device_get(cut(rows_of(labelled, chunk, width)))
     real = np.arange(_CUT) < len(labelled) - first
-    whole, steps = labelled.whole[chunk], labelled.steps[chunk]
+    whole, steps = votes[chunk], labelled.steps[chunk]
     for dimension, name in enumerate(DIMENSIONS):
       view = getattr(seen, name)
       if dimension == IQ:
@@ -83,26 +86,29 @@ def examples(judge: SynJudge, labelled: Labelled) -> Examples:
         places = np.concatenate([np.maximum(view.ends, 0), view.end[:, None]], axis=1)
       used &= np.isfinite(labels).any(axis=1)
       filled = (view.tokens.document > 0) & used[:, None]
-      found = _found(view.tokens.modality, seen.present[..., IQ].sum(1), labelled.places[chunk], dimension)
+      marks = _marks([labelled.marks[i] for i in chunk], view.source, dimension)
       for part, value in zip(parts, (
           view.tokens.text[filled], view.tokens.codes[filled], view.tokens.modality[filled], view.tokens.forced[filled],
-          found[filled], filled.sum(1)[used], np.full(used.sum(), dimension, np.int8), places[used], labels[used]), strict=True):
+          marks[filled], filled.sum(1)[used], np.full(used.sum(), dimension, np.int8), places[used], labels[used]), strict=True):
         part.append(value)
-  text, codes, modality, forced, found, length, dimension, places, labels = (np.concatenate(p) for p in parts)
-  return Examples(text, codes, modality, forced, found, np.cumsum(length) - length, length, dimension, places, labels)
+  text, codes, modality, forced, marks, length, dimension, places, labels = (np.concatenate(p) for p in parts)
+  return Examples(text, codes, modality, forced, marks, np.cumsum(length) - length, length, dimension, places, labels)
 
 
-def _found(modality: np.ndarray, pictures: np.ndarray, places: np.ndarray, dimension: int) -> np.ndarray:
-  """Puts the labels [rows,S,P,2] of the answer's pictures, the last ones of a view, to their positions [rows,L,2].
+def fitting(data: Examples, length: int) -> tuple[Examples, int]:
+  """The examples without the views longer than a row of `length`, and how many those are. What they held stays in `text`."""
+  keep = data.length <= length
+  of_documents = ('start', 'length', 'dimension', 'places', 'labels')
+  return dataclasses.replace(data, **{name: getattr(data, name)[keep] for name in of_documents}), int((~keep).sum())
 
-  "Wrong" goes to ICC and ITS, "named" to ITS; IQ can know neither, and TCC has no pictures.
-  """
-  out = np.full((*modality.shape, 2), np.nan, np.float32)
-  known = {ICC: 1, ITS: 2}.get(dimension, 0)
-  for row, count in enumerate(pictures if known else ()):
-    if count:
-      at = np.flatnonzero(modality[row] == CODES)[-count * places.shape[2]:]
-      out[row, at, :known] = places[row, :count, :, :known].reshape(-1, known)
+
+def _marks(marks: Sequence[np.ndarray], source: np.ndarray, dimension: int) -> np.ndarray:
+  """Marks [T,M] of rows, those that a view can know put to where it shows their positions: [rows,L,M]."""
+  out = np.full((*source.shape, len(MARKS)), np.nan, np.float32)
+  known = [kind for kind, views in enumerate(MARKS.values()) if dimension in views]
+  for row, mark in enumerate(marks if known else ()):
+    shown = np.where((source[row] >= 0)[:, None], mark[np.minimum(source[row], len(mark) - 1)], np.nan)
+    out[row][:, known] = shown[:, known]
   return out
 
 
@@ -134,12 +140,12 @@ class Batch:
   """R packed rows. Readouts belong to their row, so that rows can be spread over devices.
 
   Attributes:
-    tokens: [R,T]. found: float32[R,T,2], as in Examples.
+    tokens: [R,T]. marks: float32[R,T,M], as in Examples.
     dimension: int32[R,M] of each readout. place: int32[R,M]. label: float32[R,M], NaN for none.
   """
 
   tokens: TokenBatch
-  found: np.ndarray
+  marks: np.ndarray
   dimension: np.ndarray
   place: np.ndarray
   label: np.ndarray
@@ -148,7 +154,7 @@ class Batch:
 def batches(data: Examples, chance: np.ndarray, *, rows: int, length: int, seed: int) -> Callable[[int], Batch]:
   """The batch of each number: documents drawn with `chance` fill rows of `length`, the fullest row that has room first."""
   if data.length.max() > length:
-    raise UserError(f'judge.row_length is {length}; the longest view has {data.length.max()} positions, make it that')
+    raise ValueError(f'a view has {data.length.max()} positions, a row {length}; see `fitting`')
   edges = np.cumsum(chance)
   slots = data.labels.shape[1]
   most = slots * max(1, -(-length // int(data.length.min())))
@@ -159,7 +165,7 @@ def batches(data: Examples, chance: np.ndarray, *, rows: int, length: int, seed:
     dimension, place = np.zeros((rows, most), np.int32), np.zeros((rows, most), np.int32)
     label = np.full((rows, most), np.nan, np.float32)
     used, count = np.zeros(rows, int), np.zeros(rows, int)
-    found = np.full((rows, length, 2), np.nan, np.float32)
+    marks = np.full((rows, length, len(MARKS)), np.nan, np.float32)
     misses = 0
     while misses < 8:
       for i in np.minimum(np.searchsorted(edges, rng.random(32)), len(edges) - 1):
@@ -172,14 +178,14 @@ def batches(data: Examples, chance: np.ndarray, *, rows: int, length: int, seed:
         here, there = slice(used[row], used[row] + n), slice(data.start[i], data.start[i] + n)
         tokens.text[row, here], tokens.codes[row, here] = data.text[there], data.codes[there]
         tokens.modality[row, here], tokens.forced[row, here] = data.modality[there], data.forced[there]
-        found[row, here] = data.found[there]
+        marks[row, here] = data.marks[there]
         tokens.document[row, here], tokens.position[row, here] = count[row] // slots + 1, np.arange(n)
         spot = slice(count[row], count[row] + slots)
         dimension[row, spot], place[row, spot] = data.dimension[i], used[row] + data.places[i]
         label[row, spot] = data.labels[i]
         used[row] += n
         count[row] += slots
-    return Batch(tokens, found, dimension, place, label)
+    return Batch(tokens, marks, dimension, place, label)
 
   return batch
 
@@ -193,32 +199,72 @@ def _empty(rows: int, length: int, depth: int) -> TokenBatch:
 
 
 def loss_of(definition: Definition) -> Callable[[Params, Batch, jax.Array], dict[str, tuple[jax.Array, jax.Array]]]:
-  """Loss (params, batch, key) -> {name: (sum, denominator)}: `loss` over all readouts, one part for each dimension,
-  and `places`, over image positions of answers."""
+  """Loss (params, batch, key) -> {name: (sum, denominator)}: `loss` over all readouts, one part for each dimension, and
+  for each kind of marks `marks.NAME`, over its marked positions."""
 
   def loss(params: Params, batch: Batch, key: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
     del key
     judge = definition.bind(params)
-    hidden, found = judge(batch.tokens)
+    hidden, marks = judge(batch.tokens)
     hidden = jnp.take_along_axis(hidden, batch.place[..., None], axis=1)
     logits = jnp.take_along_axis(judge.logits(hidden), batch.dimension[..., None, None], axis=2)[..., 0, :]
     real = jnp.isfinite(batch.label)
     cost = jnp.where(real, cross_entropy(logits, jnp.where(real, batch.label, 0.0)), 0.0)
-    labelled = jnp.isfinite(batch.found)
-    binary = jax.nn.softplus(found) - jnp.where(labelled, batch.found, 0.0) * found
     part = lambda where: (jnp.sum(jnp.where(where, cost, 0.0)), jnp.sum(where & real).astype(jnp.float32))
+    marked = jnp.isfinite(batch.marks)
+    binary = jnp.where(marked, jax.nn.softplus(marks) - jnp.where(marked, batch.marks, 0.0) * marks, 0.0)
     return {'loss': part(True)} | {name: part(batch.dimension == i) for i, name in enumerate(DIMENSIONS)} | {
-        'places': (jnp.sum(jnp.where(labelled, binary, 0.0)), jnp.sum(labelled).astype(jnp.float32))}
+        f'marks.{name}': (jnp.sum(binary[..., i]), jnp.sum(marked[..., i]).astype(jnp.float32))
+        for i, name in enumerate(MARKS)}
 
   return loss
 
 
-def judge_all(judge: SynJudge, params: Params, labelled: Labelled, rows: int = 64) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Scores every answer: whole float32[N,4], steps float32[N,S,4], valid bool[N]."""
-  width = max(len(d.text) for d in labelled.documents)
-  parts = []
-  for first in range(0, len(labelled), rows):
-    chunk = [min(i, len(labelled) - 1) for i in range(first, first + rows)]
-    scores = judge.jitted(params, rows_of(labelled, chunk, width))
-    parts.append([np.asarray(a)[:len(labelled) - first] for a in (scores.whole, scores.steps, scores.valid)])
-  return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
+class Judged(NamedTuple):
+  """What a judge says of N answers: whole, spread float32[N,4], steps float32[N,S,4], valid bool[N] (see `JudgeScores`); and
+  what it is calibrated with: the cumulative logits, before the temperatures, of the whole [N,4,K] and of the pictures' IQ
+  [N,S,K], and which are scored at all, shown bool[N,4] and seen bool[N,S]."""
+
+  whole: np.ndarray
+  spread: np.ndarray
+  steps: np.ndarray
+  valid: np.ndarray
+  logits: np.ndarray
+  pictures: np.ndarray
+  shown: np.ndarray
+  seen: np.ndarray
+
+
+def judge_all(judge: SynJudge, params: Params, labelled: Labelled, rows: int = 64) -> Judged:
+  """Judges every answer, short ones first and in views no wider than they need (up to multiples of 128)."""
+  def of(judge: SynJudge, params: Params, batch: TokenBatch) -> Judged:
+    seen = judge.cut(batch)
+    steps, whole = judge.logits_of(params, seen)
+    scores = judge.scores_from(steps, whole, seen)
+    return Judged(scores.whole, scores.spread, scores.steps, scores.valid, whole, steps[:, :, IQ],
+                  seen.shown & seen.fits[:, None], seen.present[..., IQ] & seen.fits[:, None])
+
+  lengths = np.array([len(d.text) for d in labelled.documents])
+  order, programs, parts = np.argsort(lengths, kind='stable'), {}, []
+  for first in range(0, len(order), rows):
+    chunk = [order[min(i, len(order) - 1)] for i in range(first, first + rows)]
+    width = -(-int(lengths[chunk].max()) // 128) * 128
+    if width not in programs:
+      programs[width] = jax.jit(functools.partial(of, judge.narrow(width)))
+    found = programs[width](params, rows_of(labelled, chunk, width))
+    parts.append([np.asarray(a)[:len(order) - first] for a in found])
+  back = np.argsort(order)
+  return Judged(*(np.concatenate(column)[back] for column in zip(*parts, strict=True)))
+
+
+def readouts(judged: Judged, labelled: Labelled) -> tuple[np.ndarray, np.ndarray]:
+  """Cumulative logits [M,4,K] and labels [M,4] (NaN for none) to calibrate with: of every answer the whole, and of every
+  picture IQ in a row of its own."""
+  n, s, k = judged.pictures.shape
+  logits = np.zeros((n + n * s, len(DIMENSIONS), k), np.float32)
+  labels = np.full(logits.shape[:2], np.nan, np.float32)
+  logits[:n], logits[n:, IQ] = judged.logits, judged.pictures.reshape(-1, k)
+  labels[:n] = np.where(judged.shown, labelled.whole, np.nan)
+  labels[:n, IQ] = np.nan
+  labels[n:, IQ] = np.where(judged.seen, labelled.steps[..., IQ], np.nan).reshape(-1)
+  return logits, labels

@@ -48,12 +48,14 @@ class View(typing.NamedTuple):
     ends: int32[B,S], where step s of this view is read, -1 where there is none.
     end: int32[B], where the whole is read.
     fits: bool[B], the view had room for all it should show.
+    source: int32[B,L], the position of the row that each one shows, -1 for its own `</s>` and for padding.
   """
 
   tokens: TokenBatch
   ends: jax.Array
   end: jax.Array
   fits: jax.Array
+  source: jax.Array
 
 
 class Views(typing.NamedTuple):
@@ -129,9 +131,9 @@ def _cut(batch: TokenBatch, visible: jax.Array, slot: jax.Array, width: int, ste
       modality=jnp.where(end, TEXT, pick(batch.modality)).astype(jnp.int8),
       loss=jnp.zeros((rows, width)), forced=pick(batch.forced, False), document=real.astype(jnp.int32),
       position=jnp.where(real, place, 0), turn=jnp.full((rows, width), -1), step=jnp.full((rows, width), -1))
-  mine = (visible & (target < width))[:, None, :] & (slot[:, None, :] == jnp.arange(steps)[:, None])
-  ends = jnp.max(jnp.where(mine, target[:, None, :], -1), axis=-1)
-  return View(tokens, ends, jnp.minimum(count, width - 1), count < width)
+  mine = pick(slot, -1)[:, None, :] == jnp.arange(steps)[:, None]
+  ends = jnp.max(jnp.where(mine, place, -1), axis=-1)
+  return View(tokens, ends, jnp.minimum(count, width - 1), count < width, jnp.where(filled, source, -1))
 
 
 def _pictures(batch: TokenBatch, start: jax.Array, slot: jax.Array, steps: int, layout: Layout) -> View:
@@ -150,7 +152,7 @@ def _pictures(batch: TokenBatch, start: jax.Array, slot: jax.Array, steps: int, 
       loss=jnp.zeros(shape), forced=pick(batch.forced), document=jnp.broadcast_to(real, shape).astype(jnp.int32),
       position=jnp.where(real, jnp.arange(width), 0), turn=jnp.full(shape, -1), step=jnp.full(shape, -1))
   end = jnp.full(rows * steps, width - 1)
-  return View(tokens, jnp.where(real, width - 1, -1), end, jnp.ones(rows * steps, bool))
+  return View(tokens, jnp.where(real, width - 1, -1), end, jnp.ones(rows * steps, bool), jnp.where(real, source, -1))
 
 
 def build(batch: TokenBatch, layout: Layout, widths: Widths, max_steps: int) -> Views:

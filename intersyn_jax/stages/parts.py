@@ -19,14 +19,14 @@ from intersyn_jax.decoding.generator import Eyes
 from intersyn_jax.errors import UserError
 from intersyn_jax.interleave.layout import Layout, plain_layout
 from intersyn_jax.interleave.text import TextTokenizer
-from intersyn_jax.interleave.types import Conversation
+from intersyn_jax.interleave.types import DIMENSIONS, Conversation
 from intersyn_jax.judge.model import SynJudge
 from intersyn_jax.models import image_tokenizer, unified
 from intersyn_jax.models.definition import Definition, Params
 from intersyn_jax.models.trunk import TrunkConfig
 from intersyn_jax.models.vision import jobs
 from intersyn_jax.stages import converted, imports
-from intersyn_jax.stages.common import Run
+from intersyn_jax.stages.common import Run, read_json
 from intersyn_jax.stages.converted import Converted
 from intersyn_jax.training import checkpoints
 
@@ -48,6 +48,11 @@ def policy_folder(workdir: epath.PathLike, name: str) -> epath.Path:
   if name not in POLICIES:
     raise UserError(f'there is no policy {name!r}; there are {", ".join(POLICIES)}')
   return epath.Path(workdir).joinpath(*POLICIES[name])
+
+
+def temperatures_file(workdir: epath.PathLike) -> epath.Path:
+  """Where the stage `judge` keeps the temperatures of its probabilities, by dimension."""
+  return epath.Path(workdir) / 'judge' / 'temperatures.json'
 
 
 class Parts:
@@ -129,6 +134,10 @@ class Parts:
     """A split of the data set, with image codes."""
     return shards.open_split(self.run.workdir / 'tokenizer' / 'data', split)
 
+  def splits(self) -> Sequence[str]:
+    """The splits of the data set."""
+    return shards.splits(self.run.workdir / 'tokenizer' / 'data')
+
   # Models.
 
   @property
@@ -167,7 +176,9 @@ class Parts:
   def judge(self) -> tuple[SynJudge, Params]:
     """The trained judge."""
     judge = SynJudge.of(self.model_config, self.layout, self.config.judge)
-    return judge, self.load(judge.definition, self.run.workdir / 'judge' / 'checkpoints')
+    params = self.load(judge.definition, self.run.workdir / 'judge' / 'checkpoints')
+    found = read_json(temperatures_file(self.run.workdir))
+    return judge.at([float(found[name]) for name in DIMENSIONS]), params
 
   def decoder(self, **overrides) -> Decoder:
     """A decoder under `config.decode`, some of its fields changed."""

@@ -2,5 +2,6 @@
 
 STUDIES = {
     'main_job': 'the whole pipeline in several seeds, with its controls and what may be claimed from it',
+    'judge_baselines': 'SynJudge beside its baselines in several seeds, and how well it ranks answers of real policies',
 }
 """Every study of the command line and what it does."""

@@ -18,11 +18,12 @@ from etils import epath
 from intersyn_jax.data import shards
 from intersyn_jax.evaluation import statistics
 from intersyn_jax.stages import PIPELINE
-from intersyn_jax.stages.common import Run, barrier, run_stage
+from intersyn_jax.stages.common import Run, run_stage
 from intersyn_jax.stages.evaluate import PAIRS, read_scores
 from intersyn_jax.stages.finetune import finetune
 from intersyn_jax.stages.parts import Parts, policy_folder
 from intersyn_jax.studies import table
+from intersyn_jax.studies.seeds import adopt, size_of
 from intersyn_jax.training import checkpoints
 from intersyn_jax.training.metrics import replace_text
 from intersyn_jax.training.progress import duration
@@ -86,35 +87,6 @@ def run_seed(run: Run, others: Sequence[Run]) -> None:
     run_stage(run, stage)
 
 
-def adopt(run: Run, stage: str, others: Sequence[Run]) -> bool:
-  """Copies a stage that another seed has made with the very same values; whole or not at all."""
-  if run.complete(stage):
-    return False
-  source = next((o for o in others if o.complete(stage) and o.config_hash(stage) == run.config_hash(stage)), None)
-  if source is None:
-    return False
-  run.say(f'{stage}: the same as in {source.workdir}, copied')
-  if run.active:
-    target = run.workdir / stage
-    part = run.workdir / f'.{stage}.part'
-    for old in (part, target):
-      if old.exists():
-        old.rmtree()
-    _copy(source.workdir / stage, part)
-    part.rename(target)
-  barrier(f'adopt-{stage}')
-  return True
-
-
-def _copy(source: epath.Path, target: epath.Path) -> None:
-  target.mkdir(parents=True)
-  for path in source.iterdir():
-    if path.is_dir():
-      _copy(path, target / path.name)
-    else:
-      path.copy(target / path.name)
-
-
 def train_controls(run: Run) -> None:
   """Trains `finetune_k0` and `finetune_gold`, on as many conversations as `finetune` had (or as there are).
 
@@ -149,11 +121,6 @@ def control_sizes(run: Run) -> dict[str, int]:
 
 
 # How long.
-
-
-def size_of(command: str) -> str:
-  """The size in `--config=FILE.py:SIZE` of a command line, '' where none is named."""
-  return next((word.rsplit(':', 1)[-1] for word in command.split() if '.py:' in word and '--config' in word), '')
 
 
 def announcement(folder: epath.Path, runs: Mapping[int, Run], size: str) -> str:

@@ -72,8 +72,9 @@ class JudgeWorker:
 
 def score_texts(judge: SynJudge, params: Params, batch: TokenBatch) -> JudgeScores:
   """As `SynJudge.score`, but TCC alone, at a quarter of the cost; the other scores are the rubric's zeros."""
-  seen = views.build(batch, judge.layout, judge.widths, judge.max_steps)
-  ends, whole = (expectation(a) for a in read(judge.definition.bind(params), seen.tcc, views.TCC))
+  seen = judge.cut(batch)
+  temperature = judge.temperatures[views.TCC]
+  ends, whole = (expectation(a / temperature) for a in read(judge.definition.bind(params), seen.tcc, views.TCC))
   alone = lambda a: jnp.pad(a[..., None], [(0, 0)] * a.ndim + [(0, len(DIMENSIONS) - 1)])
   valid = seen.fits & jnp.isfinite(whole)
   return JudgeScores(alone(whole), alone(ends.reshape(len(whole), -1)), seen.present, valid)

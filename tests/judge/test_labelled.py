@@ -6,13 +6,14 @@ import jax
 import numpy as np
 import pytest
 
-from intersyn_jax.data.storyworld import flaws, story
+from intersyn_jax.data.storyworld import flaws, language, story
+from intersyn_jax.data.storyworld.world import COLOURS
 from intersyn_jax.errors import UserError
 from intersyn_jax.interleave import layout
 from intersyn_jax.interleave.text import TextTokenizer
 from intersyn_jax.interleave.types import Image, Text, Turn
 from intersyn_jax.judge import labelled, model, training
-from intersyn_jax.judge.labelled import GENERATORS, TEST, TRAIN, Corpus
+from intersyn_jax.judge.labelled import GENERATORS, MARKS, TEST, TRAIN, Corpus
 from intersyn_jax.judge.views import ICC, IQ, ITS, TCC
 from intersyn_jax.models.trunk import TrunkConfig
 from intersyn_jax.models.unified import ModelConfig
@@ -74,14 +75,16 @@ def test_gold_is_perfect_and_damage_is_not(sides):
   assert codes[:, IQ].mean() < 4.9 and codes[:, TCC].mean() > codes[:, ICC].mean()
 
 
-def test_sides_share_no_topic_and_leaks_are_found(corpus, sides):
+def test_sides_share_nothing_and_leaks_are_found(corpus, sides):
   train, test = sides
-  labelled.check_leaks(train, test)
-  assert not set(train.ids) & set(test.ids)
+  clean = labelled.unseen(test, train)
+  assert 0 < len(clean) <= len(test) and set(clean.ids) <= set(test.ids)
+  labelled.check_leaks(train, clean)
   assert all(GENERATORS[g].train for g in train.generators) and any(GENERATORS[g].held_out for g in test.generators)
-  for field in ('ids', 'questions'):
-    leaky = dataclasses.replace(test, **{field: [getattr(train, field)[5], *getattr(test, field)[1:]]})
-    with pytest.raises(UserError, match=f'{field[:-1]} of test record {leaky.ids[0]}'):
+  row = next(i for i, pictures in enumerate(train.pictures) if pictures)
+  for field in ('ids', 'questions', 'pictures'):
+    leaky = dataclasses.replace(clean, **{field: [getattr(train, field)[row], *getattr(clean, field)[1:]]})
+    with pytest.raises(UserError, match=f'a {field[:-1]} of test record {leaky.ids[0]} is also in'):
       labelled.check_leaks(train, leaky)
   with pytest.raises(UserError, match='leaves no topic'):
     dataclasses.replace(corpus, held_out=0.0).build(TEST, 4)
@@ -107,31 +110,56 @@ def test_step_labels_stand_where_the_views_count(corpus):
   nan = np.nan
   np.testing.assert_allclose(found.steps[0], [[5, 5, 5, nan], [nan, 5, 5, 5], [nan] * 4])
   np.testing.assert_allclose(found.whole[0], [2.5, 5, 5, 2.5])
-  assert not found.places[0, :2, :, 0].any() and np.isnan(found.places[0, 2]).all()
-  assert np.isnan(found.places[0, 0, :, 1]).all() and 1 <= found.places[0, 1, :, 1].sum() <= 3
+  told, shown, contradicted, named = found.marks[0].T
+  codes = draft.document.modality == layout.CODES
+  np.testing.assert_array_equal(shown[codes], 0)  # both pictures are the gold ones
+  assert not np.isfinite(found.marks[0][~codes, 1:]).any() and np.isfinite(told).sum() >= 3 and np.nansum(told) == 0
+  # The picture without a text says nothing of what it contradicts.
+  assert np.isfinite(contradicted[codes]).sum() == np.isfinite(named[codes]).sum() == 16
+  assert np.nansum(contradicted) == 0 and np.nansum(named) >= 1
 
 
-def test_wrong_places_are_those_of_the_changed_object(corpus):
+def draft_of(corpus, conversation, gold):
+  draft = labelled._Draft(conversation, 'flaws', story.keyed(0, 0), tuple(s for s in gold if isinstance(s, Image)))
+  labelled._encode(corpus, [draft])
+  draft.document = layout.tokenise(draft.conversation, corpus.layout)
+  return draft
+
+
+def test_wrong_places_are_marked_and_reach_the_views(corpus):
   conversation = story.conversation(3, 9, 'roles', steps=1, turns=1)
   flawed, kinds = flaws.inject(conversation, story.keyed(1, 1), ['wrong_place'])
   assert kinds == ['wrong_place']
-  gold = tuple(s for s in conversation.turns[0].answer if isinstance(s, Image))
-  draft = labelled._Draft(flawed, 'flaws', story.keyed(0, 0), gold)
-  labelled._encode(corpus, [draft])
-  draft.document = layout.tokenise(draft.conversation, corpus.layout)
-  found = labelled._label(corpus, [draft])
-  assert found.places[0, 0, :, 0].sum() == 2  # where it stands and where it should
-  assert found.places[0, 0, :, 1].sum() >= 1
+  found = labelled._label(corpus, [draft_of(corpus, flawed, conversation.turns[0].answer)])
+  told, shown, contradicted, named = range(len(MARKS))
+  assert np.nansum(found.marks[0][:, shown]) == 2  # where it stands and where it should
   judge = model.SynJudge.of(ModelConfig(TrunkConfig(32, 1, 2, 2, 16, 64), corpus.layout.tokenizer.size, 16, 1, CODEBOOK),
                             corpus.layout, dict(layers=1, reader=1, widths=dict(tcc=160, icc=240, its=300), max_steps=3))
   data = training.examples(judge, found)
-  codes = data.modality == layout.CODES
-  for dimension, count in ((TCC, 0), (IQ, 0), (ICC, 16), (ITS, 32)):
-    mine = slice(*(data.start[data.dimension == dimension][0] + (0, data.length[data.dimension == dimension][0])))
-    assert np.isfinite(data.found[mine]).sum() == count
-    if count:
-      known = count // 16
-      np.testing.assert_array_equal(data.found[mine][codes[mine]][:, :known], found.places[0, 0, :, :known])
+  for dimension, known in ((TCC, [told]), (ICC, [shown]), (IQ, []), (ITS, [shown, contradicted, named])):
+    at = slice(*(data.start[data.dimension == dimension][0] + (0, data.length[data.dimension == dimension][0])))
+    reached, marks = data.marks[at], found.marks[0]
+    for kind in range(len(MARKS)):
+      mine = reached[np.isfinite(reached[:, kind]), kind]
+      np.testing.assert_array_equal(mine, marks[np.isfinite(marks[:, kind]), kind] if kind in known else [])
+    assert dimension not in (ICC, ITS) or (data.modality[at][np.isfinite(reached[:, shown])] == layout.CODES).all()
+
+
+def test_wrong_words_are_marked(corpus):
+  """The text names another colour than question and picture: a wrong fact at the token that ends the name, and nothing of
+  that name in the picture."""
+  conversation = story.conversation(3, 9, 'roles', steps=1, turns=1)
+  answer = conversation.turns[0].answer
+  item = language.items_in(answer[0].text)[0]
+  other = language.name_of(((item.colour + 1) % len(COLOURS), item.shape))
+  changed = answer[0].text.replace(language.name_of(item.name), other, 1)
+  flawed = dataclasses.replace(conversation, turns=(Turn(conversation.turns[0].question, (Text(changed), *answer[1:])),))
+  draft, gold = draft_of(corpus, flawed, answer), draft_of(corpus, conversation, answer)
+  found, right = (labelled._label(corpus, [d]).marks[0] for d in (draft, gold))
+  wrong = np.flatnonzero(found[:, 0] == 1)
+  said = [corpus.layout.tokenizer.decode(draft.document.text[:t + 1]) for t in wrong]
+  assert any(s.endswith(other) for s in said)
+  assert np.nansum(found[:, 3]) < np.nansum(right[:, 3]) and np.nansum(right[:, 0]) == 0
 
 
 def test_iq_of_the_whole_is_of_the_pictures_that_are_there(corpus):
@@ -165,12 +193,14 @@ def test_a_judge_learns_that_damage_costs(corpus, sides):
   optimizer = make_optimizer(OptimizerConfig(name='adamw', learning_rate=5e-3, b2=0.98), 60)
   params = judge.definition.init(jax.random.key(0), small.one_device())
   params = model.with_prior(params, [data.labels[data.dimension == i] for i in range(4)])
-  step = loop.make_step(training.loss_of(judge.definition), optimizer, weights={'loss': 1.0, 'places': 1.0})
+  step = loop.make_step(training.loss_of(judge.definition), optimizer, weights={'loss': 1.0, 'marks.shown': 1.0})
   state, last = loop.fit(step, loop.init_state(params, optimizer),
                          loop.Indexed(batch), steps=60, seed=0)
-  whole, steps, valid = training.judge_all(judge, state['params'], train, rows=32)
+  judged = training.judge_all(judge, state['params'], train, rows=32)
+  whole, spread, steps, valid = judged[:4]
+  assert (spread[valid] >= 0).all() and spread[valid].max() < 2.6
   assert valid.mean() > 0.95 and whole.shape == (len(train), 4) and steps.shape == (len(train), 3, 4)
-  assert set(last) >= {'loss', 'tcc', 'icc', 'iq', 'its', 'places'}
+  assert set(last) >= {'loss', 'tcc', 'icc', 'iq', 'its', *(f'marks.{name}' for name in MARKS)}
   seen = train.whole[:, IQ] > 0
   bad, good = seen & (train.whole[:, IQ] < 3.5), seen & (train.whole[:, IQ] > 4.5)
   assert whole[bad, IQ].mean() < whole[good, IQ].mean() - 0.1

@@ -153,3 +153,10 @@ def test_views_hold_what_they_should():
   assert kinds(s for s in read(seen.icc) if isinstance(s, Image)) == sums and 'one' not in words(read(seen.icc))
   assert [kinds(read(seen.iq, row)) for row in (0, 1)] == [[s] for s in sums]
   assert [k for k in kinds(read(seen.its)) if k in ('one', 'two', *sums)] == ['one', sums[0], 'two', sums[1]]
+  for view in (seen.tcc, seen.icc, seen.its, seen.iq):  # `source` says where in the row each position was
+    tokens, source = jax.tree.map(np.asarray, (view.tokens, view.source))
+    row = np.arange(len(source)) // (len(source) // len(batch.text))
+    known = source >= 0
+    assert known.sum() == (tokens.document > 0).sum() - (len(source) if view is not seen.iq else 0)
+    assert (np.asarray(batch.text)[row[:, None], source] == tokens.text)[known].all()
+    assert (np.asarray(batch.codes)[row[:, None], source] == tokens.codes)[known].all()

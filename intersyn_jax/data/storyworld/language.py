@@ -158,11 +158,12 @@ class Request(NamedTuple):
 
 
 class Telling(NamedTuple):
-  """What an answer text says: kind of step, its facts by slot, and the extra scene facts it adds."""
+  """What an answer text says: kind of step, its facts by slot, the extra scene facts it adds, and where each slot stands."""
 
   kind: str
   facts: dict[str, Any]
   extras: tuple[str, ...]
+  spans: dict[str, tuple[int, int]]
 
 
 def normalise(text: str) -> str:
@@ -341,8 +342,14 @@ _TELLINGS = tuple((kind, _telling_pattern(kind, template)) for kind in WORDINGS 
 
 def items_in(text: str) -> list[Object]:
   """Every `[size] colour shape [place]` that occurs in a normalised text, in order."""
-  return [Object(COLOURS.index(colour), SHAPES.index(shape), SIZES.index(size) if size else None,
-                 PLACES.index(place) if place else None) for size, colour, shape, place in _ITEM.findall(text)]
+  return [item for item, _ in items_at(text)]
+
+
+def items_at(text: str, start: int = 0, end: int | None = None) -> list[tuple[Object, int]]:
+  """The same within a part of the text, each with where its name ends."""
+  return [(Object(COLOURS.index(m[2]), SHAPES.index(m[3]), SIZES.index(m[1]) if m[1] else None,
+                  PLACES.index(m[4]) if m[4] else None), m.end(3))
+          for m in _ITEM.finditer(text, start, len(text) if end is None else end)]
 
 
 def parse_caption(text: str) -> Scene | None:
@@ -432,7 +439,8 @@ def parse_telling(text: str) -> Telling | None:
         facts[slot] = SHAPES.index(value)
       elif slot != 'extra':
         facts[slot] = _OLD_WORDS[kind].index(value)
-    return Telling(kind, facts, tuple(part for part in match['extra_'].split(' , ') if part.strip()))
+    return Telling(kind, facts, tuple(part for part in match['extra_'].split(' , ') if part.strip()),
+                   {key[:-1]: match.span(key) for key in match.groupdict()})
   return None
 
 

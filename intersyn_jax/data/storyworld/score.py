@@ -52,11 +52,20 @@ _TOO_LONG = 40
 """Words beyond which a step's text counts as far too long (the rubric's 2)."""
 
 
+class Asked(NamedTuple):
+  """What one step asks: the action (None: show the scene) between two scenes, open where the question is."""
+
+  action: Action | None
+  before: Scene | None
+  after: Scene
+
+
 class AnswerScore(NamedTuple):
-  """Scores of a whole answer (`step` -1) and of each asked step."""
+  """Scores of a whole answer (`step` -1) and of each asked step, and what those steps ask."""
 
   whole: Score
   steps: tuple[Score, ...]
+  asked: tuple[Asked, ...]
 
 
 class Item(NamedTuple):
@@ -67,15 +76,7 @@ class Item(NamedTuple):
   previous: np.ndarray | None = None
 
 
-class _Asked(NamedTuple):
-  """What one step asks: the action (None: show the scene) between two scenes, open where the question is."""
-
-  action: Action | None
-  before: Scene | None
-  after: Scene
-
-
-def _plan(requests: Sequence[Request], shown: Scene | None) -> list[_Asked]:
+def _plan(requests: Sequence[Request], shown: Scene | None) -> list[Asked]:
   """The steps that the last question asks for. Raises Impossible when the questions contradict themselves."""
   request = requests[-1]
   view, last = request.scene, None
@@ -84,10 +85,10 @@ def _plan(requests: Sequence[Request], shown: Scene | None) -> list[_Asked]:
     view = bind(view, shown)
   check(view)
   actions, _ = language.resolve(request.actions, last)
-  steps = [_Asked(None, None, view)] if request.count > len(actions) else []
+  steps = [Asked(None, None, view)] if request.count > len(actions) else []
   for action in actions:
     after = apply(view, action)
-    steps.append(_Asked(action, view, after))
+    steps.append(Asked(action, view, after))
     view = after
   return steps
 
@@ -128,7 +129,7 @@ def _says(text: str, words: str) -> bool:
   return f' {words} ' in f' {text} '
 
 
-def _same_facts(told: Telling, facts: dict[str, Any]) -> float:
+def same_facts(told: Telling, facts: dict[str, Any]) -> float:
   """Share of the facts that a text of the right kind tells rightly (the kind itself is one of them)."""
   right, total = 1.0, 1.0
   for slot, value in facts.items():
@@ -142,7 +143,16 @@ def _same_facts(told: Telling, facts: dict[str, Any]) -> float:
   return right / total
 
 
-def _extra_holds(extra: str, view: Scene) -> bool:
+def right_facts(asked: Asked) -> list[dict[str, Any]]:
+  """The facts that a step's text must tell, by slot: the ways to be right (of a swap, either partner may be named first)."""
+  ways = [language.facts_of(*asked)]
+  if asked.action is not None and asked.action.kind == 'swap':
+    other = asked.after.find(asked.action.other)
+    ways.append({'name': other.name, 'other': asked.action.name, 'to': other.cell})
+  return ways
+
+
+def extra_holds(extra: str, view: Scene) -> bool:
   """Whether an added clause (`with a red circle top left`, `on sand`) is true of the scene."""
   if extra.startswith('on '):
     return GROUNDS.index(extra.removeprefix('on ')) == view.ground
@@ -151,17 +161,14 @@ def _extra_holds(extra: str, view: Scene) -> bool:
              (item.size is None or other.size in (None, item.size)) for other in view.objects)
 
 
-def _tcc(text: str, asked: _Asked) -> float:
+def _tcc(text: str, asked: Asked) -> float:
   """1-5: the share of the step's text facts that are told rightly, less where the text follows no wording."""
   kind = 'show' if asked.action is None else asked.action.kind
   facts = language.facts_of(*asked)
   told = parse_telling(text)
   if told is not None and told.kind == kind:
-    share = _same_facts(told, facts)
-    if kind == 'swap':  # either partner may be named first
-      other = asked.after.find(asked.action.other)
-      share = max(share, _same_facts(told, {'name': other.name, 'other': asked.action.name, 'to': other.cell}))
-    lies = sum(not _extra_holds(extra, asked.after) for extra in told.extras)
+    share = max(same_facts(told, right) for right in right_facts(asked))
+    lies = sum(not extra_holds(extra, asked.after) for extra in told.extras)
     return 1 + 4 * share / (1 + 0.25 * lies)
   right, total = 0, 1
   for slot, value in facts.items():
@@ -176,53 +183,54 @@ def _tcc(text: str, asked: _Asked) -> float:
   return min(score, 2.0) if len(text.split()) > _TOO_LONG else score
 
 
-def _has(view: Scene, name: Name, cell: int | None = None, size: int | None = None) -> bool:
+def has(view: Scene, name: Name, cell: int | None = None, size: int | None = None) -> bool:
   return any(item.name == name and cell in (None, item.cell) and size in (None, item.size) for item in view.objects)
 
 
-def _claims(told: Telling, view: Scene) -> list[bool]:
-  """Which of the text's statements about the picture (facts of both, see language.FACTS) hold in it."""
+def claims(told: Telling, view: Scene) -> list[tuple[str, bool]]:
+  """The text's statements about the picture (facts of both, see language.FACTS): the slot of each, and whether it holds."""
   kind, facts = told.kind, told.facts
   count = len(view.objects)
   if kind == 'show':
-    claims = [_has(view, name) for name in facts['names']] + [facts['count'] == count]
-  elif kind == 'move':
-    claims = [_has(view, facts['name']), _has(view, facts['name'], facts['to'])]
-  elif kind == 'recolour':
-    claims = [_has(view, (facts['new'], facts['shape']))]
-  elif kind == 'reshape':
-    claims = [_has(view, (facts['colour'], facts['new']))]
-  elif kind == 'resize':
-    claims = [_has(view, facts['name']), _has(view, facts['name'], size=facts['new'])]
-  elif kind == 'add':
-    claims = [_has(view, facts['name']), _has(view, facts['name'], facts['to']), facts['count'] == count]
-  elif kind == 'remove':
-    claims = [not _has(view, facts['name']), facts['count'] == count]
-  elif kind == 'swap':
-    claims = [_has(view, facts['name']), _has(view, facts['other']), _has(view, facts['name'], facts['to'])]
-  else:
-    claims = [facts['new'] == view.ground]
-  return claims + [_extra_holds(extra, view) for extra in told.extras]
+    return [('names', has(view, name)) for name in facts['names']] + [('count', facts['count'] == count)]
+  if kind == 'move':
+    return [('name', has(view, facts['name'])), ('to', has(view, facts['name'], facts['to']))]
+  if kind == 'recolour':
+    return [('new', has(view, (facts['new'], facts['shape'])))]
+  if kind == 'reshape':
+    return [('new', has(view, (facts['colour'], facts['new'])))]
+  if kind == 'resize':
+    return [('name', has(view, facts['name'])), ('new', has(view, facts['name'], size=facts['new']))]
+  if kind == 'add':
+    return [('name', has(view, facts['name'])), ('to', has(view, facts['name'], facts['to'])),
+            ('count', facts['count'] == count)]
+  if kind == 'remove':
+    return [('name', not has(view, facts['name'])), ('count', facts['count'] == count)]
+  if kind == 'swap':
+    return [('name', has(view, facts['name'])), ('other', has(view, facts['other'])),
+            ('to', has(view, facts['name'], facts['to']))]
+  return [('new', facts['new'] == view.ground)]
 
 
 def _its(text: str, view: Scene) -> float:
   """0-5: share of the text's statements about the picture that hold; 5 only where each adds to the other."""
   told = parse_telling(text)
   if told is not None:
-    claims, most = _claims(told, view), 4.0 if told.extras else 5.0
+    held = [holds for _, holds in claims(told, view)] + [extra_holds(extra, view) for extra in told.extras]
+    most = 4.0 if told.extras else 5.0
   else:
-    claims = [_has(view, item.name, item.cell, item.size) for item in language.items_in(text)]
-    claims += [GROUNDS[view.ground] == ground for ground in GROUNDS if _says(text, f'on {ground}')]
+    held = [has(view, item.name, item.cell, item.size) for item in language.items_in(text)]
+    held += [GROUNDS[view.ground] == ground for ground in GROUNDS if _says(text, f'on {ground}')]
     most = 4.0 if language.parse_caption(text) is not None else 3.0
-  if not any(claims):
+  if not any(held):
     return 0.0
-  return min(most, 1 + 4 * sum(claims) / len(claims))
+  return min(most, 1 + 4 * sum(held) / len(held))
 
 
 # Whole answers.
 
 
-def _after_shown(asked: _Asked, shown: Scene) -> Scene | None:
+def _after_shown(asked: Asked, shown: Scene) -> Scene | None:
   """What the action makes of the scene shown just before, or None where it does not fit that scene."""
   if asked.action is None:
     return None
@@ -232,7 +240,9 @@ def _after_shown(asked: _Asked, shown: Scene) -> Scene | None:
     return None
 
 
-def _score(item: Item, readings: Sequence[Reading | None], previous: Reading | None, turn: int) -> AnswerScore | None:
+def score_readings(item: Item, readings: Sequence[Reading | None], previous: Reading | None,
+                   turn: int = 0) -> AnswerScore | None:
+  """`score_answers` of one answer whose pictures, and the one before them, are read already."""
   requests = [parse_question(question) for question in item.questions]
   if not requests or None in requests:
     return None
@@ -270,7 +280,7 @@ def _score(item: Item, readings: Sequence[Reading | None], previous: Reading | N
         goal = bind(goal, shown)
   kept = max(0.0, 1 - _EXTRA_STEP * max(0, len(item.steps) - len(plan)))
   means = np.mean(goals, axis=0) * (kept, kept, 1.0, kept)
-  return AnswerScore(Score(turn, -1, *(float(value) for value in means)), tuple(steps))
+  return AnswerScore(Score(turn, -1, *(float(value) for value in means)), tuple(steps), tuple(plan))
 
 
 def score_answers(items: Sequence[Item], *, jitter: int = 0, turn: int = 0) -> list[AnswerScore | None]:
@@ -300,7 +310,7 @@ def score_answers(items: Sequence[Item], *, jitter: int = 0, turn: int = 0) -> l
   for item in items:
     of_steps = [None if image is None else next(queue) for _, image in item.steps]
     previous = None if item.previous is None else next(queue)
-    result.append(_score(item, of_steps, previous, turn))
+    result.append(score_readings(item, of_steps, previous, turn))
   return result
 
 

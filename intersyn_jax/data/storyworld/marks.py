@@ -1,0 +1,89 @@
+"""What is wrong where: labels for single facts of a text and single places of a picture, beside the scores of `score`.
+
+A fact of the text is wrong for TCC where it is not what the question asks to be told; the mark stands at the end of the
+fact's words, where a reader knows all of it. A place of the picture contradicts the text (ITS) where the text puts another
+object there, or puts the object that is there elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from intersyn_jax.data.storyworld import language
+from intersyn_jax.data.storyworld.language import Telling, parse_telling
+from intersyn_jax.data.storyworld.score import Asked, extra_holds, right_facts, same_facts
+from intersyn_jax.data.storyworld.world import CELLS, Name, Scene
+
+
+def facts(text: str, asked: Asked) -> list[tuple[int, bool]]:
+  """The facts of a normalised text: where the words of each end, and whether it is wrong. The last one, at the end of the
+  text, is wrong where this is no step of the asked kind, or follows no wording."""
+  told = parse_telling(text)
+  found = list(_of_telling(told, text, asked) if told is not None else _of_words(text, asked))
+  return [*found, (len(text), told is None or told.kind != _kind(asked))]
+
+
+def named(text: str) -> set[Name]:
+  """The objects that a normalised text says the picture shows; what is repainted or reshaped by its new name."""
+  names = {item.name for item in language.items_in(text)}
+  told = parse_telling(text)
+  if told is not None and told.kind == 'recolour':
+    names = {(told.facts['new'], told.facts['shape'])}
+  if told is not None and told.kind == 'reshape':
+    names = {(told.facts['colour'], told.facts['new'])}
+  return names
+
+
+def contradictions(text: str, view: Scene) -> np.ndarray:
+  """bool[cells] of the picture's scene: the cells that contradict a normalised text."""
+  out = np.zeros(CELLS, bool)
+  told = parse_telling(text)
+  gone = told.facts['name'] if told is not None and told.kind == 'remove' else None
+  placed = {item.name: item.cell for item in language.items_in(text) if item.cell is not None}
+  if told is not None and 'to' in told.facts:
+    placed[told.facts['name']] = told.facts['to']
+  for name, cell in placed.items():
+    there = view.at(cell)
+    out[cell] |= there is None or there.name != name
+  for item in view.objects:
+    out[item.cell] |= item.name == gone or placed.get(item.name, item.cell) != item.cell
+  return out
+
+
+def _kind(asked: Asked) -> str:
+  return 'show' if asked.action is None else asked.action.kind
+
+
+def _of_telling(told: Telling, text: str, asked: Asked) -> Iterator[tuple[int, bool]]:
+  ways = right_facts(asked)
+  same = told.kind == _kind(asked)
+  right = max(ways, key=lambda way: same_facts(told, way)) if same else {}
+  phrases = _phrases(asked)
+  for slot, (start, end) in told.spans.items():
+    if slot == 'names':
+      for item, stop in language.items_at(text, start, end):
+        yield stop, not (item.name in right['names'] if same else language.name_of(item.name) in phrases)
+    elif slot != 'extra':
+      value = right.get(slot)
+      yield end, not ((value is None or told.facts[slot] == value) if same else text[start:end] in phrases)
+  at = told.spans['extra'][0]
+  for extra in told.extras:
+    at = text.index(extra, at) + len(extra)
+    yield at, not extra_holds(extra, asked.after)
+
+
+def _of_words(text: str, asked: Asked) -> Iterator[tuple[int, bool]]:
+  """Text that follows no wording: the objects that it names."""
+  phrases = _phrases(asked)
+  for item, end in language.items_at(text):
+    yield end, language.name_of(item.name) not in phrases
+
+
+def _phrases(asked: Asked) -> set[str]:
+  """The words of all facts that the step's text must tell; the names of several objects one by one."""
+  told = right_facts(asked)[0]
+  names = {language.name_of(name) for name in told.get('names', ())}
+  return names | {language.phrase(_kind(asked), slot, value) for slot, value in told.items()
+                  if slot != 'names' and value is not None}
