@@ -113,7 +113,7 @@ def _smoke() -> dict:
       decode=dict(rows=16, max_positions=96),
       warmup=dict(steps=20, rows=4, checkpoint_every=10, long_steps=10),
       writer=dict(steps=20, rows=4, checkpoint_every=10),
-      judge=dict(layers=1, reader=1, answers=64, test_answers=64, aside=0.2, steps=10, rows=6, bootstrap=20, challenges=8,
+      judge=dict(layers=1, reader=1, answers=64, test_answers=64, aside=0.2, steps=10, rows=4, bootstrap=20, challenges=8,
                  baselines=('mean', 'without_text'), checkpoint_every=5),
       synthesize=dict(conversations=8, window=4, rows=16, rooms=dict(prompts=(224,), judged=()), shard_records=4),
       finetune=dict(steps=10, rows=4, checkpoint_every=5),

@@ -86,9 +86,9 @@ class Generator:
 
 GENERATORS: dict[str, Generator] = {
     'gold': Generator(0.12, 0.1),
-    'flaws': Generator(0.36, 0.15, flaws=(1, 1, 1, 2)),
-    'codes': Generator(0.14, 0.1, flaws=(0, 0, 1), codes=('random_codes', 'half_object_codes')),
-    'sampled': Generator(0.38, 0.15, policy='sampled'),
+    'flaws': Generator(0.52, 0.15, flaws=(1, 1, 1, 2)),
+    'codes': Generator(0.2, 0.1, flaws=(0, 0, 1), codes=('random_codes', 'half_object_codes')),
+    'sampled': Generator(0.16, 0.15, policy='sampled'),
     'three_flaws': Generator(0.0, 0.15, flaws=(3,)),
     'codes_and_flaws': Generator(0.0, 0.1, flaws=(2,), codes=('random_codes',), share=(0.4, 0.6)),
     'later_policy': Generator(0.0, 0.15, policy='later_policy'),

@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 
 from intersyn_jax.errors import UserError
-from intersyn_jax.interleave.layout import CODES, Layout, TokenBatch
+from intersyn_jax.interleave.layout import CODES, TEXT, Layout, TokenBatch
 from intersyn_jax.interleave.types import DIMENSIONS
 from intersyn_jax.judge import calibration, views
 from intersyn_jax.judge.views import IQ, View, Views, Widths
@@ -45,8 +45,8 @@ class Judge(nnx.Module):
   with what really stands next, through tables that start as the policy's own output heads, so that a sum over channels
   is the logit of what was written. From there one more head marks positions (`labelled.MARKS`): facts of a text that are not
   asked for, places of a picture that are not as they should be. Labelled answers know of them, and so many labels an answer
-  teach binding of objects to places and names that a few scores do not. The reader, layers of the judge's own, gathers all
-  this up to where a score is read.
+  teach binding of objects to places and names that a few scores do not. How much is marked is summed up, which attention,
+  a mean, does badly. The reader, layers of the judge's own, gathers all this up to where a score is read.
   """
 
   def __init__(self, config: ModelConfig, reader: int, rngs: nnx.Rngs):
@@ -58,6 +58,7 @@ class Judge(nnx.Module):
     self.compare_scale = param(rngs, (d,), ('width',), normal(0.1))
     self.mark_head = param(rngs, (d, MARKS), ('embed', 'width'), normal(0.02))
     self.mark_embedding = param(rngs, (MARKS, d), ('width', 'embed'), normal(0.1))
+    self.sum_embedding = param(rngs, (3 * MARKS, d), ('width', 'embed'), normal(0.1))
     self.reader = Trunk(dataclasses.replace(config.trunk, layers=reader, lora_rank=0), rngs)
     self.score_head = param(rngs, (d, n * TOP), ('embed', 'width'), normal(0.02))
     self.score_bias = param(rngs, (n * TOP,), ('width',), constant(0.0))
@@ -74,7 +75,9 @@ class Judge(nnx.Module):
     fit = jnp.sum(product, axis=-1, keepdims=True) * self.compare_scale[...].astype(dtype)
     x = hidden + project(product, self.compare_kernel) + fit
     marks = (x @ self.mark_head[...].astype(dtype)).astype(jnp.float32)
-    x = x + jax.nn.sigmoid(marks).astype(dtype) @ self.mark_embedding[...].astype(dtype)
+    marked = jax.nn.sigmoid(marks)
+    x = x + marked.astype(dtype) @ self.mark_embedding[...].astype(dtype)
+    x = x + jnp.log1p(sums(batch, marked)).astype(dtype) @ self.sum_embedding[...].astype(dtype)
     return self.reader(x, batch.position, same_document(batch.document)), marks
 
   def logits(self, hidden: jax.Array) -> jax.Array:
@@ -84,6 +87,24 @@ class Judge(nnx.Module):
     gaps = jnp.cumsum(jax.nn.softplus(raw[..., 1:] + GAP), axis=-1)
     first = raw[..., :1]
     return jnp.concatenate([first, first - gaps], axis=-1)
+
+
+def sums(batch: TokenBatch, marked: jax.Array) -> jax.Array:
+  """How much is marked up to each position, [B,T,3M] of marked [B,T,M]: in the document's pictures, in its texts, and in the
+  latest picture alone."""
+  picture, text = batch.modality == CODES, (batch.modality == TEXT) & ~batch.forced
+  total = lambda where: jnp.pad(jnp.cumsum(jnp.where(where[..., None], marked, 0.0), axis=1), ((0, 0), (1, 0), (0, 0)))
+  t = jnp.arange(picture.shape[1])
+  since = lambda total, start: total[:, 1:] - jnp.take_along_axis(total, start[..., None], axis=1)
+  document = t - batch.position
+  block = picture | batch.forced
+  begins = block & ~jnp.pad(block[:, :-1], ((0, 0), (1, 0)))
+  latest = jax.lax.cummax(jnp.where(begins, t, -1), axis=1)
+  pictures, texts = total(picture), total(text)
+  # Before the first picture of a document nothing is marked in one.
+  start = jnp.where(latest >= document, latest, t + 1)
+  found = [since(pictures, document), since(texts, document), since(pictures, start)]
+  return jnp.maximum(jnp.concatenate(found, axis=-1), 0.0)
 
 
 def define(config: ModelConfig, layers: int, reader: int, *, lora_rank: int = 0, lora_alpha: float = 16.0) -> Definition:

@@ -129,3 +129,20 @@ def test_too_many_layers_is_the_users_mistake():
     model.define(config_of(small.plain()), 4, 1)
   with pytest.raises(UserError, match='judge.widths.icc'):
     Widths(10, 1, 10)
+
+
+def test_sums_of_marks_are_those_of_the_document_and_of_the_latest_picture():
+  """Two packed documents; the second has two pictures of two codes, each closed by a forced token."""
+  codes, text, forced = layout.CODES, layout.TEXT, True
+  modality = np.array([[text, codes, codes, text, text, codes, codes, text, text, codes, codes, text, text]], np.int8)
+  closed = np.isin(np.arange(13), [3, 7, 11])[None] & forced
+  position = np.array([[0, 1, 2, 3, *range(9)]])
+  fields = dict.fromkeys(('text', 'codes', 'loss', 'turn', 'step', 'document'), jnp.zeros((1, 13), jnp.int32))
+  batch = layout.TokenBatch(**fields, modality=jnp.asarray(modality), forced=jnp.asarray(closed), position=jnp.asarray(position))
+  marked = jnp.asarray(np.arange(1.0, 14.0)[None, :, None] * [1.0, 10.0])
+  found = np.asarray(model.sums(batch, marked))
+  pictures, texts, latest = found[0, :, 0], found[0, :, 2], found[0, :, 4]
+  np.testing.assert_allclose(found[0, :, 1::2], 10 * found[0, :, ::2], rtol=1e-5)
+  np.testing.assert_allclose(pictures, [0, 2, 5, 5, 0, 6, 13, 13, 13, 23, 34, 34, 34])
+  np.testing.assert_allclose(texts, [1, 1, 1, 1, 5, 5, 5, 5, 14, 14, 14, 14, 27])
+  np.testing.assert_allclose(latest, [0, 2, 5, 5, 0, 6, 13, 13, 13, 10, 21, 21, 21])
