@@ -44,10 +44,14 @@ from intersyn_jax.judge.views import ICC, IQ, ITS, TCC
 
 TRAIN, TEST = 'train', 'test'
 
-MARKS = {'told': (TCC,), 'shown': (ICC, ITS), 'contradicted': (ITS,), 'named': (ITS,)}
-"""What is marked in answers, and the views that can know it. `told`: at the end of each fact of a text, it is not what the
-question asks for. `shown`: a place of a picture shows another tile than the gold answer's picture of that step.
-`contradicted`: it is not what the step's text says of it. `named`: it shows an object that the step's text names."""
+MARKS = {'told': (TCC,), 'claimed': (TCC, ITS), 'shown': (ICC, ITS), 'filled': (ICC, ITS), 'contradicted': (ITS,),
+         'named': (ITS,)}
+"""What is marked in answers, and the views that can know it.
+
+Texts, where the words of a fact end: `told`, the fact is not what the question asks for; `claimed`, the picture should show
+it. Places of pictures: `shown`, another tile than in the gold answer's picture of that step; `filled`, an object;
+`contradicted`, not what the step's text says of the place; `named`, an object that the step's text names.
+"""
 
 _TEST_ROWS = 1_000_000
 """Where the numbers of test rows begin: annotators err anew on each."""
@@ -360,9 +364,10 @@ def _mark_places(draft: _Draft, readings: Mapping[int, Reading], out: np.ndarray
   pictures = [(step, text, image) for step, (text, image) in enumerate(steps) if image is not None]
   at = np.flatnonzero(np.asarray(draft.document.modality) == CODES)
   places = len(pictures[0][2].codes) if pictures else 1
-  _, shown, contradicted, named = range(len(MARKS))
+  shown, filled, contradicted, named = (list(MARKS).index(name) for name in ('shown', 'filled', 'contradicted', 'named'))
   for (step, text, image), where in zip(pictures, at.reshape(-1, places)[-len(pictures):] if pictures else (), strict=True):
     view = readings[id(image)].scene
+    out[where, filled] = _at_places(_tiles(view) >= 0, places)
     if step < len(draft.gold):
       out[where, shown] = _at_places(_tiles(view) != _tiles(readings[id(draft.gold[step])].scene), places)
     if text is not None:
@@ -402,12 +407,17 @@ def _mark_facts(draft: _Draft, asked: Sequence[Asked], layout: Layout, out: np.n
   steps = [(step, text) for step, (text, _) in enumerate(steps_of(draft.conversation.turns[-1].answer)) if text is not None]
   if len(runs) != len(steps):
     return
+  told, claimed = (list(MARKS).index(name) for name in ('told', 'claimed'))
   for run, (step, text) in zip(runs, steps, strict=True):
     ends = layout.tokenizer.ends(text, document.text[run])
-    if ends is None or language.normalise(text) != text or step >= len(asked):
+    if ends is None or language.normalise(text) != text:
       continue
-    for end, wrong in marks.facts(text, asked[step]):
-      out[run[int(np.searchsorted(ends, end))], 0] = wrong
+    at = lambda end, run=run, ends=ends: run[int(np.searchsorted(ends, end))]
+    out[run, claimed] = 0
+    for end in marks.claims(text):
+      out[at(end), claimed] = 1
+    for end, wrong in marks.facts(text, asked[step]) if step < len(asked) else ():
+      out[at(end), told] = wrong
 
 
 def _step_labels(answer: Sequence[Segment], scores: Sequence, out: np.ndarray) -> None:

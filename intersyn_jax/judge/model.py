@@ -31,7 +31,7 @@ from intersyn_jax.models.unified import Backbone, ModelConfig
 TOP = 5
 """K: the highest score, and how many cumulative questions there are."""
 
-MARKS = 4
+MARKS = 6
 """M: how many kinds of marks there are (`labelled.MARKS`)."""
 
 GAP = 1.0
@@ -58,7 +58,7 @@ class Judge(nnx.Module):
     self.compare_scale = param(rngs, (d,), ('width',), normal(0.1))
     self.mark_head = param(rngs, (d, MARKS), ('embed', 'width'), normal(0.02))
     self.mark_embedding = param(rngs, (MARKS, d), ('width', 'embed'), normal(0.1))
-    self.sum_embedding = param(rngs, (3 * MARKS, d), ('width', 'embed'), normal(0.1))
+    self.sum_embedding = param(rngs, (4 * MARKS, d), ('width', 'embed'), normal(0.1))
     self.reader = Trunk(dataclasses.replace(config.trunk, layers=reader, lora_rank=0), rngs)
     self.score_head = param(rngs, (d, n * TOP), ('embed', 'width'), normal(0.02))
     self.score_bias = param(rngs, (n * TOP,), ('width',), constant(0.0))
@@ -90,20 +90,24 @@ class Judge(nnx.Module):
 
 
 def sums(batch: TokenBatch, marked: jax.Array) -> jax.Array:
-  """How much is marked up to each position, [B,T,3M] of marked [B,T,M]: in the document's pictures, in its texts, and in the
-  latest picture alone."""
+  """How much is marked up to each position, [B,T,4M] of marked [B,T,M]: in the document's pictures, in its texts, in the latest
+  picture alone, and in the text right before that."""
   picture, text = batch.modality == CODES, (batch.modality == TEXT) & ~batch.forced
   total = lambda where: jnp.pad(jnp.cumsum(jnp.where(where[..., None], marked, 0.0), axis=1), ((0, 0), (1, 0), (0, 0)))
+  at = lambda total, index: jnp.take_along_axis(total, index[..., None], axis=1)  # what lies before each index
   t = jnp.arange(picture.shape[1])
-  since = lambda total, start: total[:, 1:] - jnp.take_along_axis(total, start[..., None], axis=1)
   document = t - batch.position
   block = picture | batch.forced
   begins = block & ~jnp.pad(block[:, :-1], ((0, 0), (1, 0)))
   latest = jax.lax.cummax(jnp.where(begins, t, -1), axis=1)
+  closed = jax.lax.cummax(jnp.where(block, t + 1, 0), axis=1)
+  # The text before a picture begins where the last block before it ends, or the document.
+  said = jnp.maximum(jnp.take_along_axis(jnp.pad(closed, ((0, 0), (1, 0))), jnp.maximum(latest, 0), axis=1), document)
   pictures, texts = total(picture), total(text)
-  # Before the first picture of a document nothing is marked in one.
-  start = jnp.where(latest >= document, latest, t + 1)
-  found = [since(pictures, document), since(texts, document), since(pictures, start)]
+  shown = (latest >= document)[..., None]
+  found = [pictures[:, 1:] - at(pictures, document), texts[:, 1:] - at(texts, document),
+           jnp.where(shown, pictures[:, 1:] - at(pictures, jnp.maximum(latest, 0)), 0.0),
+           jnp.where(shown, at(texts, jnp.maximum(latest, 0)) - at(texts, said), 0.0)]
   return jnp.maximum(jnp.concatenate(found, axis=-1), 0.0)
 
 

@@ -110,13 +110,14 @@ def test_step_labels_stand_where_the_views_count(corpus):
   nan = np.nan
   np.testing.assert_allclose(found.steps[0], [[5, 5, 5, nan], [nan, 5, 5, 5], [nan] * 4])
   np.testing.assert_allclose(found.whole[0], [2.5, 5, 5, 2.5])
-  told, shown, contradicted, named = found.marks[0].T
+  told, claimed, shown, filled, contradicted, named = found.marks[0].T
   codes = draft.document.modality == layout.CODES
   np.testing.assert_array_equal(shown[codes], 0)  # both pictures are the gold ones
-  assert not np.isfinite(found.marks[0][~codes, 1:]).any() and np.isfinite(told).sum() >= 3 and np.nansum(told) == 0
+  assert not np.isfinite(found.marks[0][~codes, 2:]).any() and np.isfinite(told).sum() >= 3 and np.nansum(told) == 0
   # The picture without a text says nothing of what it contradicts.
   assert np.isfinite(contradicted[codes]).sum() == np.isfinite(named[codes]).sum() == 16
-  assert np.nansum(contradicted) == 0 and np.nansum(named) >= 1
+  assert np.nansum(contradicted) == 0 and np.nansum(named) >= 1 and np.nansum(claimed) >= 1
+  assert np.nansum(filled) >= np.nansum(named)
 
 
 def draft_of(corpus, conversation, gold):
@@ -131,12 +132,13 @@ def test_wrong_places_are_marked_and_reach_the_views(corpus):
   flawed, kinds = flaws.inject(conversation, story.keyed(1, 1), ['wrong_place'])
   assert kinds == ['wrong_place']
   found = labelled._label(corpus, [draft_of(corpus, flawed, conversation.turns[0].answer)])
-  told, shown, contradicted, named = range(len(MARKS))
+  told, claimed, shown, filled, contradicted, named = range(len(MARKS))
   assert np.nansum(found.marks[0][:, shown]) == 2  # where it stands and where it should
   judge = model.SynJudge.of(ModelConfig(TrunkConfig(32, 1, 2, 2, 16, 64), corpus.layout.tokenizer.size, 16, 1, CODEBOOK),
                             corpus.layout, dict(layers=1, reader=1, widths=dict(tcc=160, icc=240, its=300), max_steps=3))
   data = training.examples(judge, found)
-  for dimension, known in ((TCC, [told]), (ICC, [shown]), (IQ, []), (ITS, [shown, contradicted, named])):
+  for dimension, known in ((TCC, [told, claimed]), (ICC, [shown, filled]), (IQ, []),
+                           (ITS, [claimed, shown, filled, contradicted, named])):
     at = slice(*(data.start[data.dimension == dimension][0] + (0, data.length[data.dimension == dimension][0])))
     reached, marks = data.marks[at], found.marks[0]
     for kind in range(len(MARKS)):
@@ -159,7 +161,7 @@ def test_wrong_words_are_marked(corpus):
   wrong = np.flatnonzero(found[:, 0] == 1)
   said = [corpus.layout.tokenizer.decode(draft.document.text[:t + 1]) for t in wrong]
   assert any(s.endswith(other) for s in said)
-  assert np.nansum(found[:, 3]) < np.nansum(right[:, 3]) and np.nansum(right[:, 0]) == 0
+  assert np.nansum(found[:, 5]) < np.nansum(right[:, 5]) and np.nansum(right[:, 0]) == 0
 
 
 def test_iq_of_the_whole_is_of_the_pictures_that_are_there(corpus):

@@ -25,6 +25,18 @@ def facts(text: str, asked: Asked) -> list[tuple[int, bool]]:
   return [*found, (len(text), told is None or told.kind != _kind(asked))]
 
 
+def claims(text: str) -> list[int]:
+  """Where the words of each statement of a normalised text about the picture end (`score.claims`)."""
+  told = parse_telling(text)
+  if told is None:
+    return [end for _, end in language.items_at(text)]
+  ends = []
+  for slot in _CLAIMED[told.kind]:
+    start, end = told.spans[slot]
+    ends += [stop for _, stop in language.items_at(text, start, end)] if slot == 'names' else [end]
+  return sorted(ends + [end for end, _ in _extras(told, text)])
+
+
 def named(text: str) -> set[Name]:
   """The objects that a normalised text says the picture shows; what is repainted or reshaped by its new name."""
   names = {item.name for item in language.items_in(text)}
@@ -52,6 +64,19 @@ def contradictions(text: str, view: Scene) -> np.ndarray:
   return out
 
 
+_CLAIMED = {kind: facts['both'] if kind != 'remove' else ('name', 'count') for kind, facts in language.FACTS.items()}
+_CLAIMED |= {'recolour': ('new',), 'reshape': ('new',)}
+"""The slots that `score.claims` looks up in the picture."""
+
+
+def _extras(told: Telling, text: str) -> Iterator[tuple[int, str]]:
+  """What a text adds to its wording, and where each ends."""
+  at = told.spans['extra'][0]
+  for extra in told.extras:
+    at = text.index(extra, at) + len(extra)
+    yield at, extra
+
+
 def _kind(asked: Asked) -> str:
   return 'show' if asked.action is None else asked.action.kind
 
@@ -68,10 +93,8 @@ def _of_telling(told: Telling, text: str, asked: Asked) -> Iterator[tuple[int, b
     elif slot != 'extra':
       value = right.get(slot)
       yield end, not ((value is None or told.facts[slot] == value) if same else text[start:end] in phrases)
-  at = told.spans['extra'][0]
-  for extra in told.extras:
-    at = text.index(extra, at) + len(extra)
-    yield at, not extra_holds(extra, asked.after)
+  for end, extra in _extras(told, text):
+    yield end, not extra_holds(extra, asked.after)
 
 
 def _of_words(text: str, asked: Asked) -> Iterator[tuple[int, bool]]:

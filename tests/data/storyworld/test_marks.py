@@ -1,8 +1,8 @@
 """Facts of texts and places of pictures: which are wrong."""
 
-from intersyn_jax.data.storyworld import language, marks, story
+from intersyn_jax.data.storyworld import flaws, language, marks, story
 from intersyn_jax.data.storyworld.render import read
-from intersyn_jax.data.storyworld.score import item_of, score_answers
+from intersyn_jax.data.storyworld.score import claims, item_of, score_answers
 from intersyn_jax.data.storyworld.world import PLACES, Object, scene
 from intersyn_jax.interleave.types import text_of
 
@@ -62,3 +62,15 @@ def test_contradictions_are_where_the_text_places_things():
   gone = f'the {name} leaves {PLACES[5]} , now one shape .'
   assert marks.contradictions(gone, view).nonzero()[0].tolist() == [5]
   assert marks.named(right) == {red.name} and marks.named('nothing of the kind') == set()
+
+
+def test_claims_are_as_many_as_the_score_looks_up():
+  for number in range(40):
+    conversation = story.conversation(0, number, 'roles', steps=(1, 2, 3))
+    for text, picture in item_of(conversation).steps:
+      text = language.normalise(text)
+      told, view = language.parse_telling(text), read(picture[None])[0].scene
+      found = marks.claims(text)
+      assert len(found) == len(claims(told, view)) and found == sorted(found)
+      more = flaws.redundant(text, view, story.keyed(0, number)) if told.kind != 'reground' else text
+      assert len(marks.claims(language.normalise(more))) == len(found) + (more != text)
