@@ -66,11 +66,11 @@ def _tiny() -> ConfigDict:
   # `source` names answers that people have scored (docs/data.md); '' are answers of Storyworld, of which the share
   # `held_out` of the topics is for the test, with votes of annotators who are made up around the scorer's labels.
   c.judge = ConfigDict(dict(
-      source='', images='', held_out_generators=(), answers=6500, test_answers=1200, held_out=0.15, aside=0.08, annotators=3,
+      source='', images='', held_out_generators=(), answers=20000, test_answers=1200, held_out=0.15, aside=0.05, annotators=3,
       disagreement=0.3, layers=3, reader=1, mode='full', lora_rank=8, lora_alpha=16.0, init='warmup', max_steps=3,
-      widths=dict(tcc=176, icc=256, its=304), steps=450, rows=36, row_length=200, dimension_weights=(1.0, 1.4, 0.6, 1.4),
-      balance=0.15, mark_weight=1.5, optimizer=_optimizer(learning_rate=0.01, adam_learning_rate=2e-3),
-      baselines=('mean', 'likelihood', 'clip', 'without_images', 'without_text'), clip=dict(width=96, layers=2, steps=200),
+      widths=dict(tcc=176, icc=256, its=304), steps=700, rows=36, row_length=200, dimension_weights=(1.0, 1.4, 0.6, 1.4),
+      balance=0.15, mark_weight=1.5, expected_weight=0.3, optimizer=_optimizer(learning_rate=0.01, adam_learning_rate=2e-3),
+      baselines=('mean', 'likelihood', 'clip'), clip=dict(width=96, layers=2, steps=200),
       challenges=80, bootstrap=200, checkpoint_every=100, log_every=10))
 
   c.synthesize = ConfigDict(dict(

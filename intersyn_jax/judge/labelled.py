@@ -90,9 +90,9 @@ class Generator:
 
 GENERATORS: dict[str, Generator] = {
     'gold': Generator(0.12, 0.1),
-    'flaws': Generator(0.52, 0.15, flaws=(1, 1, 1, 2)),
+    'flaws': Generator(0.42, 0.15, flaws=(1, 1, 1, 2)),
     'codes': Generator(0.2, 0.1, flaws=(0, 0, 1), codes=('random_codes', 'half_object_codes')),
-    'sampled': Generator(0.16, 0.15, policy='sampled'),
+    'sampled': Generator(0.26, 0.15, policy='sampled'),
     'three_flaws': Generator(0.0, 0.15, flaws=(3,)),
     'codes_and_flaws': Generator(0.0, 0.1, flaws=(2,), codes=('random_codes',), share=(0.4, 0.6)),
     'later_policy': Generator(0.0, 0.15, policy='later_policy'),
@@ -117,6 +117,8 @@ class Labelled:
     steps: float32[N,S,4], labels where there is one, else NaN.
     marks: float32[T,4] of each document in the order of MARKS, what only training uses: 1 where it is so, 0 where not, NaN
       where nobody says.
+    expected: int32[T,D] of each document: at the places of the answer's pictures the codes of the gold answer's picture of that
+      step, else -1. What should have stood there; only training uses it.
     asked_iq: float32[N], IQ of the whole as the scorer gives it: pictures that were asked for and are missing count as 0.
     questions: hash of each row's last question, and `pictures`, hashes of all pictures of its answer: for the leak check.
   """
@@ -128,6 +130,7 @@ class Labelled:
   votes: np.ndarray
   steps: np.ndarray
   marks: list[np.ndarray]
+  expected: list[np.ndarray]
   asked_iq: np.ndarray
   questions: list[str]
   pictures: list[tuple[str, ...]]
@@ -326,7 +329,7 @@ def _label(corpus: Corpus, drafts: Sequence[_Draft], first: int = 0) -> Labelled
   pictures = corpus.decode(np.stack([image.codes for image in shown])) if shown else np.zeros((0, 1, 1, 3), np.uint8)
   readings = dict(zip(map(id, shown), read(pictures, corpus.jitter), strict=True)) if shown else {}
   hashes = {id(image): hashlib.blake2b(image.codes.tobytes(), digest_size=8).hexdigest() for image in shown}
-  kept, whole, steps, asked_iq, marked = [], [], [], [], []
+  kept, whole, steps, asked_iq, marked, expected = [], [], [], [], [], []
   for draft in drafts:
     turns = draft.conversation.turns
     earlier = [image for turn in turns[:-1] for image in images_of(turn.answer)]
@@ -343,23 +346,24 @@ def _label(corpus: Corpus, drafts: Sequence[_Draft], first: int = 0) -> Labelled
     labels = np.full((corpus.max_steps, 4), np.nan, np.float32)
     labels[:len(quality), IQ] = quality[:corpus.max_steps]
     mark = np.full((len(draft.document.text), len(MARKS)), np.nan, np.float32)
-    _mark_places(draft, readings, mark)
+    should = np.full(np.shape(draft.document.codes), -1, np.int32)
+    _mark_places(draft, readings, mark, should)
     if draft.in_steps:
       _step_labels(turns[-1].answer, score.steps, labels)
       _mark_facts(draft, score.asked, corpus.layout, mark)
-    for values_of, value in ((kept, draft), (whole, values), (steps, labels), (marked, mark)):
+    for values_of, value in ((kept, draft), (whole, values), (steps, labels), (marked, mark), (expected, should)):
       values_of.append(value)
   votes = annotators.simulate(np.stack(whole), corpus.annotators, corpus.disagreement, corpus.seed, first=first)
   return Labelled(
       [d.conversation.id for d in kept], [d.generator for d in kept], [d.document for d in kept],
-      np.stack(whole), votes, np.stack(steps), marked, np.array(asked_iq, np.float32),
+      np.stack(whole), votes, np.stack(steps), marked, expected, np.array(asked_iq, np.float32),
       [hashlib.blake2b(repr([text_of(t.question) for t in d.conversation.turns]).encode(), digest_size=8).hexdigest()
        for d in kept],
       [tuple(hashes[id(image)] for image in images_of(d.conversation.turns[-1].answer)) for d in kept])
 
 
-def _mark_places(draft: _Draft, readings: Mapping[int, Reading], out: np.ndarray) -> None:
-  """Marks the places of the last answer's pictures."""
+def _mark_places(draft: _Draft, readings: Mapping[int, Reading], out: np.ndarray, expected: np.ndarray) -> None:
+  """Marks the places of the last answer's pictures, and writes down what should have stood there."""
   steps = steps_of(draft.conversation.turns[-1].answer)
   pictures = [(step, text, image) for step, (text, image) in enumerate(steps) if image is not None]
   at = np.flatnonzero(np.asarray(draft.document.modality) == CODES)
@@ -369,6 +373,7 @@ def _mark_places(draft: _Draft, readings: Mapping[int, Reading], out: np.ndarray
     view = readings[id(image)].scene
     out[where, filled] = _at_places(_tiles(view) >= 0, places)
     if step < len(draft.gold):
+      expected[where] = draft.gold[step].codes
       out[where, shown] = _at_places(_tiles(view) != _tiles(readings[id(draft.gold[step])].scene), places)
     if text is not None:
       text = language.normalise(text)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,12 +39,27 @@ GAP = 1.0
 """Where the distance of neighbouring logits starts (before softplus)."""
 
 
+class Reading(typing.NamedTuple):
+  """What the judge makes of packed rows.
+
+  Attributes:
+    hidden: [B,T,d], for `Judge.logits`.
+    marks: float32[B,T,M], logits of the marks.
+    before: [B,T,d], the backbone's state right before each position, for `Judge.expected`.
+  """
+
+  hidden: jax.Array
+  marks: jax.Array
+  before: jax.Array
+
+
 class Judge(nnx.Module):
   """Backbone, comparison, reader and heads.
 
   The backbone is the policy's: its hidden state at a position says what it expects next. The comparison multiplies that
   with what really stands next, through tables that start as the policy's own output heads, so that a sum over channels
-  is the logit of what was written. From there one more head marks positions (`labelled.MARKS`): facts of a text that are not
+  is the logit of what was written; in training they also learn to say what should have been (`Labelled.expected`). From there
+  one more head marks positions (`labelled.MARKS`): facts of a text that are not
   asked for, places of a picture that are not as they should be. Labelled answers know of them, and so many labels an answer
   teach binding of objects to places and names that a few scores do not. How much is marked is summed up, which attention,
   a mean, does badly. The reader, layers of the judge's own, gathers all this up to where a score is read.
@@ -63,8 +79,7 @@ class Judge(nnx.Module):
     self.score_head = param(rngs, (d, n * TOP), ('embed', 'width'), normal(0.02))
     self.score_bias = param(rngs, (n * TOP,), ('width',), constant(0.0))
 
-  def __call__(self, batch: TokenBatch) -> tuple[jax.Array, jax.Array]:
-    """Packed rows in; hidden states [B,T,d] for `logits` out, and logits float32[B,T,M] of its marks."""
+  def __call__(self, batch: TokenBatch) -> Reading:
     hidden = self.backbone(batch)
     dtype = hidden.dtype
     words = self.expected_text_embedding[...].astype(dtype)[batch.text]
@@ -78,7 +93,11 @@ class Judge(nnx.Module):
     marked = jax.nn.sigmoid(marks)
     x = x + marked.astype(dtype) @ self.mark_embedding[...].astype(dtype)
     x = x + jnp.log1p(sums(batch, marked)).astype(dtype) @ self.sum_embedding[...].astype(dtype)
-    return self.reader(x, batch.position, same_document(batch.document)), marks
+    return Reading(self.reader(x, batch.position, same_document(batch.document)), marks, before)
+
+  def expected(self, before: jax.Array) -> jax.Array:
+    """Logits float32[...,C] of the code that should stand next, of states [...,d] right before it."""
+    return (before @ self.expected_code_embedding[...].astype(before.dtype).T).astype(jnp.float32)
 
   def logits(self, hidden: jax.Array) -> jax.Array:
     """Cumulative logits [...,4,K] in float32 of hidden states [...,d]: the k-th is that of "above k"."""
@@ -291,7 +310,7 @@ class SynJudge:
 
 def read(model: Judge, view: View, dimension: int) -> tuple[jax.Array, jax.Array]:
   """Cumulative logits of one dimension from one view: of its steps [B,S,K] and of the whole [B,K], in one causal pass."""
-  hidden, _ = model(view.tokens)
+  hidden = model(view.tokens).hidden
   places = jnp.concatenate([jnp.maximum(view.ends, 0).reshape(len(hidden), -1), view.end[:, None]], axis=1)
   picked = jnp.take_along_axis(hidden, places[..., None], axis=1)
   logits = model.logits(picked)[..., dimension, :]

@@ -147,6 +147,7 @@ def _labelled(side: Sequence[_Row], most: int, max_steps: int) -> Labelled:
       documents=[row.document for row in side], whole=whole, steps=steps, asked_iq=whole[:, IQ].copy(), votes=votes,
       questions=[_questions(row.conversation)[-1] for row in side],
       pictures=[tuple(map(_picture, images_of(row.conversation.turns[-1].answer))) for row in side],
+      expected=[np.full(np.shape(row.document.codes), -1, np.int32) for row in side],
       marks=[np.full((len(row.document.text), len(MARKS)), np.nan, np.float32) for row in side])
 
 

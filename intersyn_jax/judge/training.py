@@ -24,7 +24,7 @@ from intersyn_jax.interleave.types import DIMENSIONS
 from intersyn_jax.judge import annotators
 from intersyn_jax.judge.labelled import MARKS, Labelled
 from intersyn_jax.judge.model import SynJudge, cross_entropy
-from intersyn_jax.judge.views import IQ
+from intersyn_jax.judge.views import ICC, IQ, ITS
 from intersyn_jax.models.definition import Definition, Params
 
 _CUT = 256  # answers whose views are cut at once
@@ -37,6 +37,7 @@ class Examples:
   Attributes:
     text, codes, modality, forced: of all documents, one after the other: int32[all], int32[all,D], ...
     marks: float32[all,M], `Labelled.marks` that the document's view can know, NaN elsewhere.
+    expected: int32[all,D], `Labelled.expected` in the views of ICC and ITS, -1 elsewhere.
     start, length: int64[n], where each document lies.
     dimension: int8[n].
     places, labels: int32[n,S+1] and float32[n,S+1]: where steps and the whole (last) are read, and their labels; NaN
@@ -48,6 +49,7 @@ class Examples:
   modality: np.ndarray
   forced: np.ndarray
   marks: np.ndarray
+  expected: np.ndarray
   start: np.ndarray
   length: np.ndarray
   dimension: np.ndarray
@@ -65,7 +67,7 @@ def examples(judge: SynJudge, labelled: Labelled) -> Examples:
   width = max(len(d.text) for d in labelled.documents)
   votes = annotators.mean(labelled.votes)
   cut = jax.jit(judge.cut)
-  parts: list[list[np.ndarray]] = [[] for _ in range(9)]
+  parts: list[list[np.ndarray]] = [[] for _ in range(10)]
   s = judge.max_steps
   for first in range(0, len(labelled), _CUT):
     chunk = [min(i, len(labelled) - 1) for i in range(first, first + _CUT)]
@@ -87,12 +89,15 @@ def examples(judge: SynJudge, labelled: Labelled) -> Examples:
       used &= np.isfinite(labels).any(axis=1)
       filled = (view.tokens.document > 0) & used[:, None]
       marks = _marks([labelled.marks[i] for i in chunk], view.source, dimension)
+      expected = _expected([labelled.expected[i] for i in chunk], view.source, dimension)
+      tokens = view.tokens
       for part, value in zip(parts, (
-          view.tokens.text[filled], view.tokens.codes[filled], view.tokens.modality[filled], view.tokens.forced[filled],
-          marks[filled], filled.sum(1)[used], np.full(used.sum(), dimension, np.int8), places[used], labels[used]), strict=True):
+          tokens.text[filled], tokens.codes[filled], tokens.modality[filled], tokens.forced[filled], marks[filled],
+          expected[filled], filled.sum(1)[used], np.full(used.sum(), dimension, np.int8), places[used],
+          labels[used]), strict=True):
         part.append(value)
-  text, codes, modality, forced, marks, length, dimension, places, labels = (np.concatenate(p) for p in parts)
-  return Examples(text, codes, modality, forced, marks, np.cumsum(length) - length, length, dimension, places, labels)
+  text, codes, modality, forced, marks, expected, length, dimension, places, labels = (np.concatenate(p) for p in parts)
+  return Examples(text, codes, modality, forced, marks, expected, np.cumsum(length) - length, length, dimension, places, labels)
 
 
 def fitting(data: Examples, length: int) -> tuple[Examples, int]:
@@ -109,6 +114,14 @@ def _marks(marks: Sequence[np.ndarray], source: np.ndarray, dimension: int) -> n
   for row, mark in enumerate(marks if known else ()):
     shown = np.where((source[row] >= 0)[:, None], mark[np.minimum(source[row], len(mark) - 1)], np.nan)
     out[row][:, known] = shown[:, known]
+  return out
+
+
+def _expected(expected: Sequence[np.ndarray], source: np.ndarray, dimension: int) -> np.ndarray:
+  """The same for expected codes [T,D], which only a view that knows the question can: [rows,L,D]."""
+  out = np.full((*source.shape, expected[0].shape[1]), -1, np.int32)
+  for row, codes in enumerate(expected if dimension in (ICC, ITS) else ()):
+    out[row] = np.where((source[row] >= 0)[:, None], codes[np.minimum(source[row], len(codes) - 1)], -1)
   return out
 
 
@@ -140,12 +153,13 @@ class Batch:
   """R packed rows. Readouts belong to their row, so that rows can be spread over devices.
 
   Attributes:
-    tokens: [R,T]. marks: float32[R,T,M], as in Examples.
+    tokens: [R,T]. marks: float32[R,T,M], expected: int32[R,T,D], as in Examples.
     dimension: int32[R,M] of each readout. place: int32[R,M]. label: float32[R,M], NaN for none.
   """
 
   tokens: TokenBatch
   marks: np.ndarray
+  expected: np.ndarray
   dimension: np.ndarray
   place: np.ndarray
   label: np.ndarray
@@ -166,6 +180,7 @@ def batches(data: Examples, chance: np.ndarray, *, rows: int, length: int, seed:
     label = np.full((rows, most), np.nan, np.float32)
     used, count = np.zeros(rows, int), np.zeros(rows, int)
     marks = np.full((rows, length, len(MARKS)), np.nan, np.float32)
+    expected = np.full(tokens.codes.shape, -1, np.int32)
     misses = 0
     while misses < 8:
       for i in np.minimum(np.searchsorted(edges, rng.random(32)), len(edges) - 1):
@@ -178,14 +193,14 @@ def batches(data: Examples, chance: np.ndarray, *, rows: int, length: int, seed:
         here, there = slice(used[row], used[row] + n), slice(data.start[i], data.start[i] + n)
         tokens.text[row, here], tokens.codes[row, here] = data.text[there], data.codes[there]
         tokens.modality[row, here], tokens.forced[row, here] = data.modality[there], data.forced[there]
-        marks[row, here] = data.marks[there]
+        marks[row, here], expected[row, here] = data.marks[there], data.expected[there]
         tokens.document[row, here], tokens.position[row, here] = count[row] // slots + 1, np.arange(n)
         spot = slice(count[row], count[row] + slots)
         dimension[row, spot], place[row, spot] = data.dimension[i], used[row] + data.places[i]
         label[row, spot] = data.labels[i]
         used[row] += n
         count[row] += slots
-    return Batch(tokens, marks, dimension, place, label)
+    return Batch(tokens, marks, expected, dimension, place, label)
 
   return batch
 
@@ -200,12 +215,12 @@ def _empty(rows: int, length: int, depth: int) -> TokenBatch:
 
 def loss_of(definition: Definition) -> Callable[[Params, Batch, jax.Array], dict[str, tuple[jax.Array, jax.Array]]]:
   """Loss (params, batch, key) -> {name: (sum, denominator)}: `loss` over all readouts, one part for each dimension, and
-  for each kind of marks `marks.NAME`, over its marked positions."""
+  for each kind of marks `marks.NAME`, over its marked positions; `expected`, over codes that should have stood there."""
 
   def loss(params: Params, batch: Batch, key: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
     del key
     judge = definition.bind(params)
-    hidden, marks = judge(batch.tokens)
+    hidden, marks, before = judge(batch.tokens)
     hidden = jnp.take_along_axis(hidden, batch.place[..., None], axis=1)
     logits = jnp.take_along_axis(judge.logits(hidden), batch.dimension[..., None, None], axis=2)[..., 0, :]
     real = jnp.isfinite(batch.label)
@@ -215,9 +230,16 @@ def loss_of(definition: Definition) -> Callable[[Params, Batch, jax.Array], dict
     binary = jnp.where(marked, jax.nn.softplus(marks) - jnp.where(marked, batch.marks, 0.0) * marks, 0.0)
     return {'loss': part(True)} | {name: part(batch.dimension == i) for i, name in enumerate(DIMENSIONS)} | {
         f'marks.{name}': (jnp.sum(binary[..., i]), jnp.sum(marked[..., i]).astype(jnp.float32))
-        for i, name in enumerate(MARKS)}
+        for i, name in enumerate(MARKS)} | {'expected': _should(judge.expected(before), batch.expected)}
 
   return loss
+
+
+def _should(logits: jax.Array, expected: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Sum and count of the cross-entropy of expected codes [R,T,D] under logits [R,T,C]; all codes of a place share these."""
+  known = expected >= 0
+  log_prob = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.maximum(expected, 0), axis=-1)
+  return -jnp.sum(jnp.where(known, log_prob, 0.0)), jnp.sum(known).astype(jnp.float32)
 
 
 class Judged(NamedTuple):

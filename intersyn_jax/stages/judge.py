@@ -174,7 +174,7 @@ def _train(run: Run, parts: Parts, judge: SynJudge, policy: Params, train: Label
   settings = OptimizerConfig(**section.optimizer)
   settings = dataclasses.replace(settings, frozen=(*settings.frozen, *lora.frozen_patterns(section.mode)))
   optimizer = make_optimizer(settings, steps)
-  weights = {'loss': 1.0} | {f'marks.{name}': section.mark_weight for name in labelled.MARKS}
+  weights = {'loss': 1.0, 'expected': section.expected_weight} | {f'marks.{name}': section.mark_weight for name in labelled.MARKS}
   step = loop.make_step(training.loss_of(judge.definition), optimizer, weights=weights)
   place = f'judge/{name}' if name else 'judge'
   saved = checkpoints.Checkpoints(run.directory(place) / 'checkpoints', identity=run.config_hash('judge'))

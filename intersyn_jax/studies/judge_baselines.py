@@ -29,6 +29,7 @@ from intersyn_jax.interleave.types import DIMENSIONS, text_of
 from intersyn_jax.judge import metrics
 from intersyn_jax.stages.common import Run, read_json, run_stage
 from intersyn_jax.stages.evaluate import DECODINGS, judged
+from intersyn_jax.stages.judge import BASELINES
 from intersyn_jax.stages.parts import Parts, identity
 from intersyn_jax.studies.seeds import adopt
 from intersyn_jax.training.metrics import replace_text
@@ -80,10 +81,11 @@ def run(config: ml_collections.ConfigDict, workdir: str, seeds: Sequence[int], c
 
 
 def of_seed(config: ml_collections.ConfigDict, seed: int) -> ml_collections.ConfigDict:
-  """The configuration of one seed: no writer, and GRPO begins with the warm-up model."""
+  """The configuration of one seed: every baseline, no writer, and GRPO begins with the warm-up model."""
   mine = ml_collections.ConfigDict(config.to_dict())
   mine.seed = seed
   mine.writer.steps = 0
+  mine.judge.baselines = tuple(name for name in BASELINES if name != 'endpoint')
   mine.judge.init = mine.grpo.init = 'warmup'
   return mine.lock()
 

@@ -113,6 +113,8 @@ def test_step_labels_stand_where_the_views_count(corpus):
   told, claimed, shown, filled, contradicted, named = found.marks[0].T
   codes = draft.document.modality == layout.CODES
   np.testing.assert_array_equal(shown[codes], 0)  # both pictures are the gold ones
+  np.testing.assert_array_equal(found.expected[0][codes], draft.document.codes[codes])
+  assert (found.expected[0][~codes] == -1).all()
   assert not np.isfinite(found.marks[0][~codes, 2:]).any() and np.isfinite(told).sum() >= 3 and np.nansum(told) == 0
   # The picture without a text says nothing of what it contradicts.
   assert np.isfinite(contradicted[codes]).sum() == np.isfinite(named[codes]).sum() == 16
@@ -134,6 +136,8 @@ def test_wrong_places_are_marked_and_reach_the_views(corpus):
   found = labelled._label(corpus, [draft_of(corpus, flawed, conversation.turns[0].answer)])
   told, claimed, shown, filled, contradicted, named = range(len(MARKS))
   assert np.nansum(found.marks[0][:, shown]) == 2  # where it stands and where it should
+  other = (found.expected[0] != found.documents[0].codes).any(1) & (found.expected[0] >= 0).any(1)
+  np.testing.assert_array_equal(np.flatnonzero(other), np.flatnonzero(found.marks[0][:, shown] == 1))
   judge = model.SynJudge.of(ModelConfig(TrunkConfig(32, 1, 2, 2, 16, 64), corpus.layout.tokenizer.size, 16, 1, CODEBOOK),
                             corpus.layout, dict(layers=1, reader=1, widths=dict(tcc=160, icc=240, its=300), max_steps=3))
   data = training.examples(judge, found)
@@ -202,7 +206,7 @@ def test_a_judge_learns_that_damage_costs(corpus, sides):
   whole, spread, steps, valid = judged[:4]
   assert (spread[valid] >= 0).all() and spread[valid].max() < 2.6
   assert valid.mean() > 0.95 and whole.shape == (len(train), 4) and steps.shape == (len(train), 3, 4)
-  assert set(last) >= {'loss', 'tcc', 'icc', 'iq', 'its', *(f'marks.{name}' for name in MARKS)}
+  assert set(last) >= {'loss', 'tcc', 'icc', 'iq', 'its', 'expected', *(f'marks.{name}' for name in MARKS)}
   seen = train.whole[:, IQ] > 0
   bad, good = seen & (train.whole[:, IQ] < 3.5), seen & (train.whole[:, IQ] > 4.5)
   assert whole[bad, IQ].mean() < whole[good, IQ].mean() - 0.1
@@ -211,6 +215,6 @@ def test_a_judge_learns_that_damage_costs(corpus, sides):
 def test_balance_lifts_what_is_rare():
   labels = np.array([[5.0]] * 90 + [[1.0]] * 10, np.float32)
   empty = np.zeros(0, np.int32)
-  data = training.Examples(empty, empty, empty, empty, empty, empty, empty, np.zeros(100, np.int8), empty, labels)
+  data = training.Examples(*[empty] * 8, np.zeros(100, np.int8), empty, labels)
   plain, even = (training.chances(data, (1, 1, 1, 1), balance)[90:].sum() for balance in (0.0, 1.0))
   np.testing.assert_allclose((plain, even), (0.1, 0.5))
