@@ -14,7 +14,7 @@ from intersyn_jax.judge.baselines import blinded
 from intersyn_jax.judge.baselines.clip import ClipConfig, pairs_of
 from intersyn_jax.judge.baselines.likelihood import in_written_order
 from intersyn_jax.judge.baselines.shared import Mean, MonotoneMap, some
-from intersyn_jax.judge.labelled import Labelled
+from intersyn_jax.judge.labelled import MARKS, Labelled
 from intersyn_jax.judge.views import ICC, IQ, ITS, TCC, Widths
 from intersyn_jax.models.trunk import TrunkConfig
 from intersyn_jax.models.unified import ModelConfig, position_log_probs
@@ -54,7 +54,9 @@ def labelled(conversations, whole=None) -> Labelled:
   whole = np.tile(np.array([[1, 2, 3, 4]], np.float32), (n, 1)) if whole is None else np.asarray(whole, np.float32)
   return Labelled(
       ids=[str(i) for i in range(n)], generators=['gold'] * n, documents=documents, whole=whole, votes=whole[:, None],
-      steps=np.full((n, STEPS, 4), 2.5, np.float32), marks=[np.full((len(d.text), 4), np.nan, np.float32) for d in documents],
+      steps=np.full((n, STEPS, 4), 2.5, np.float32),
+      marks=[np.full((len(d.text), len(MARKS)), np.nan, np.float32) for d in documents],
+      expected=[np.full(d.codes.shape, -1, np.int32) for d in documents],
       asked_iq=whole[:, IQ], questions=[str(i) for i in range(n)], pictures=[()] * n)
 
 

@@ -160,7 +160,7 @@ def test_scores_are_equal(folders):
 def test_parameters_are_equal(folders):
   plain, killed = map(final_params, folders)
   assert {name.split('@')[0] for name in plain} == {
-      'tokenizer', 'warmup', 'warmup/long', 'warmup/writer', 'judge', 'finetune', 'grpo'}
+      'tokenizer', 'warmup', 'warmup/long', 'warmup/writer', 'judge', 'judge/without_text', 'finetune', 'grpo'}
   assert plain.keys() == killed.keys()
   assert [name for name in plain if plain[name] != killed[name]] == []
 
