@@ -23,7 +23,7 @@ from intersyn_jax.data.codes import with_codes
 from intersyn_jax.data.storyworld.render import read
 from intersyn_jax.data.storyworld.score import Item, score_readings
 from intersyn_jax.errors import UserError
-from intersyn_jax.interleave.layout import STOP, TEXT, Layout, TokenBatch, stack, tokenise, turns_of
+from intersyn_jax.interleave.layout import STOP, TEXT, Layout, TokenBatch, tokenise, turns_of
 from intersyn_jax.interleave.types import (
     DIMENSIONS,
     Conversation,
@@ -37,6 +37,7 @@ from intersyn_jax.interleave.types import (
 )
 from intersyn_jax.judge.labelled import Sampler
 from intersyn_jax.judge.model import SynJudge
+from intersyn_jax.judge.training import judge_all
 from intersyn_jax.judge.views import IQ
 from intersyn_jax.models.definition import Params
 
@@ -48,18 +49,9 @@ Scorer = Callable[[Sequence[TokenBatch]], np.ndarray]
 """N documents [T] -> float32[N,4], 0-5 in the order of DIMENSIONS; a row of NaN is a failure."""
 
 
-def scorer(judge: SynJudge, params: Params, rows: int = 64) -> Scorer:
-  """The trained judge on any number of documents, `rows` of them at once."""
-
-  def score(documents: Sequence[TokenBatch]) -> np.ndarray:
-    width = max((len(d.text) for d in documents), default=0)
-    found = []
-    for first in range(0, len(documents), rows):
-      chunk = [documents[min(i, len(documents) - 1)] for i in range(first, first + rows)]
-      found.append(np.asarray(judge.jitted(params, stack(chunk, width)).whole)[:len(documents) - first])
-    return np.concatenate(found) if found else np.zeros((0, len(DIMENSIONS)), np.float32)
-
-  return score
+def scorer(judge: SynJudge, params: Params) -> Scorer:
+  """The trained judge on any number of documents."""
+  return lambda documents: judge_all(judge, params, documents).whole
 
 
 def truth(documents: Sequence[TokenBatch], layout: Layout, decode: Arrays, *, jitter: int = 0) -> np.ndarray:

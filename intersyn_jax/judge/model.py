@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -277,6 +277,11 @@ class SynJudge:
   def jitted(self):
     """`score`, compiled once a shape."""
     return jax.jit(self.score)
+
+  @functools.cached_property
+  def programs(self) -> dict[int, Callable[..., Any]]:
+    """What `training.judge_all` has compiled, by width of the rows."""
+    return {}
 
   def logits_of(self, params: Params, seen: Views) -> tuple[jax.Array, jax.Array]:
     """Cumulative logits of steps [B,S,4,K] and of whole answers [B,4,K], before the temperatures. IQ has no whole of its own:

@@ -57,11 +57,6 @@ class Examples:
   labels: np.ndarray
 
 
-def rows_of(labelled: Labelled, chunk: Sequence[int], width: int) -> TokenBatch:
-  """Documents of some rows as a batch [len(chunk), width]."""
-  return stack([labelled.documents[i] for i in chunk], width)
-
-
 def examples(judge: SynJudge, labelled: Labelled) -> Examples:
   """Cuts the views of all answers and keeps those that a label belongs to; of the whole that is the mean of the votes."""
   width = max(len(d.text) for d in labelled.documents)
@@ -71,7 +66,7 @@ def examples(judge: SynJudge, labelled: Labelled) -> Examples:
   s = judge.max_steps
   for first in range(0, len(labelled), _CUT):
     chunk = [min(i, len(labelled) - 1) for i in range(first, first + _CUT)]
-    seen = jax.device_get(cut(rows_of(labelled, chunk, width)))
+    seen = jax.device_get(cut(stack([labelled.documents[i] for i in chunk], width)))
     real = np.arange(_CUT) < len(labelled) - first
     whole, steps = votes[chunk], labelled.steps[chunk]
     for dimension, name in enumerate(DIMENSIONS):
@@ -257,8 +252,8 @@ class Judged(NamedTuple):
   seen: np.ndarray
 
 
-def judge_all(judge: SynJudge, params: Params, labelled: Labelled, rows: int = 64) -> Judged:
-  """Judges every answer, short ones first and in views no wider than they need (up to multiples of 128)."""
+def judge_all(judge: SynJudge, params: Params, documents: Sequence[TokenBatch], rows: int = 64) -> Judged:
+  """Judges the answers that documents [T] end with, short ones first, in views as wide as they need."""
   def of(judge: SynJudge, params: Params, batch: TokenBatch) -> Judged:
     seen = judge.cut(batch)
     steps, whole = judge.logits_of(params, seen)
@@ -266,14 +261,14 @@ def judge_all(judge: SynJudge, params: Params, labelled: Labelled, rows: int = 6
     return Judged(scores.whole, scores.spread, scores.steps, scores.valid, whole, steps[:, :, IQ],
                   seen.shown & seen.fits[:, None], seen.present[..., IQ] & seen.fits[:, None])
 
-  lengths = np.array([len(d.text) for d in labelled.documents])
-  order, programs, parts = np.argsort(lengths, kind='stable'), {}, []
+  lengths = np.array([len(d.text) for d in documents])
+  order, programs, parts = np.argsort(lengths, kind='stable'), judge.programs, []
   for first in range(0, len(order), rows):
     chunk = [order[min(i, len(order) - 1)] for i in range(first, first + rows)]
     width = -(-int(lengths[chunk].max()) // 128) * 128
     if width not in programs:
       programs[width] = jax.jit(functools.partial(of, judge.narrow(width)))
-    found = programs[width](params, rows_of(labelled, chunk, width))
+    found = programs[width](params, stack([documents[i] for i in chunk], width))
     parts.append([np.asarray(a)[:len(order) - first] for a in found])
   back = np.argsort(order)
   return Judged(*(np.concatenate(column)[back] for column in zip(*parts, strict=True)))

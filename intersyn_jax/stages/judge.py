@@ -76,9 +76,12 @@ def run(run: Run) -> dict[str, Any]:
   rows = _rated(run, parts) if section.source else _written(run, parts)
   labelled.check_leaks(rows.train, rows.test)
   judge = SynJudge.of(parts.model_config, parts.layout, section)
-  params = _train(run, parts, judge, policy, rows.train)
+  lesson = _lesson(run, judge, rows.train, range(len(DIMENSIONS)))
+  params = _train(run, parts, judge, policy, lesson, section.steps)
+  cost = lesson.cost
+  del lesson  # of the size of the data
   judge = _calibrated(run, judge, params, rows.aside)
-  out = _measure(run, parts, judge, params, policy, rows)
+  out = _measure(run, parts, judge, params, policy, rows, cost)
   return out if section.source else out | _challenge(run, parts, judge, params)
 
 
@@ -147,26 +150,29 @@ def sampler(run: Run, parts: Parts, params: Params, **decoding) -> labelled.Samp
 # Training.
 
 
-def _train(run: Run, parts: Parts, judge: SynJudge, policy: Params, train: Labelled, name: str = '',
-           dimensions: Sequence[int] = range(len(DIMENSIONS))) -> Params:
-  """Trains a judge, `name` one of the blinded ones: these see as many answers, in so many fewer steps as their views are
-  shorter."""
+class Lesson(NamedTuple):
+  """What a judge is trained on: views, and how likely each is drawn; `cost` is how many positions an answer takes in all."""
+
+  data: training.Examples
+  chance: np.ndarray
+  cost: float
+
+
+def _lesson(run: Run, judge: SynJudge, train: Labelled, dimensions: Sequence[int]) -> Lesson:
+  """The views of some dimensions; those longer than a row are left out."""
   section = run.config.judge
-  sharding.check_rows(parts.mesh, section.rows, 'judge.rows')
-  shares = [w if i in dimensions else 0.0 for i, w in enumerate(section.dimension_weights)]
-  data = training.examples(judge, train)
-  data, longer = training.fitting(data, section.row_length)
-  chance = training.chances(data, shares, section.balance)
-  steps = section.steps
-  if name:
-    # The share of the answers' views that is left, times how much of their positions.
-    full = SynJudge.of(parts.model_config, parts.layout, section)
-    whole, _ = training.fitting(training.examples(full, train), section.row_length)
-    usual = training.chances(whole, section.dimension_weights, section.balance)
-    left = sum(shares) / sum(section.dimension_weights) * (chance @ data.length) / (usual @ whole.length)
-    steps = max(1, math.ceil(steps * left))
+  shares = [weight if i in dimensions else 0.0 for i, weight in enumerate(section.dimension_weights)]
+  data, longer = training.fitting(training.examples(judge, train), section.row_length)
   if longer:
     run.say(f'judge: {longer} views longer than a row of {section.row_length} were left out')
+  chance = training.chances(data, shares, section.balance)
+  return Lesson(data, chance, sum(shares) * float(chance @ data.length))
+
+
+def _train(run: Run, parts: Parts, judge: SynJudge, policy: Params, lesson: Lesson, steps: int, name: str = '') -> Params:
+  """Trains the judge, or the blinded one of this name."""
+  section, (data, chance, _) = run.config.judge, lesson
+  sharding.check_rows(parts.mesh, section.rows, 'judge.rows')
   batch = training.batches(data, chance, rows=section.rows, length=section.row_length, seed=run.config.seed)
   fresh = judge.definition.init(jax.random.key(run.config.seed), parts.mesh)
   labels = [data.labels[data.dimension == i] for i in range(len(DIMENSIONS))]
@@ -189,7 +195,7 @@ def _train(run: Run, parts: Parts, judge: SynJudge, policy: Params, train: Label
 
 def _calibrated(run: Run, judge: SynJudge, params: Params, aside: Labelled) -> SynJudge:
   """The judge with temperatures fitted to the answers held aside, which are kept for whoever loads it."""
-  temperatures = calibration.fit(*training.readouts(training.judge_all(judge, params, aside), aside))
+  temperatures = calibration.fit(*training.readouts(training.judge_all(judge, params, aside.documents), aside))
   if run.active:
     replace_text(temperatures_file(run.workdir), json.dumps(dict(zip(DIMENSIONS, temperatures, strict=True))))
   return judge.at(temperatures)
@@ -198,11 +204,12 @@ def _calibrated(run: Run, judge: SynJudge, params: Params, aside: Labelled) -> S
 # Measuring.
 
 
-def _measure(run: Run, parts: Parts, judge: SynJudge, params: Params, policy: Params, rows: Rows) -> dict[str, Any]:
+def _measure(run: Run, parts: Parts, judge: SynJudge, params: Params, policy: Params, rows: Rows,
+             cost: float) -> dict[str, Any]:
   """The judge and its baselines on held-out topics answered by held-out generators; then each generator by itself."""
   section, test = run.config.judge, rows.test
   bootstrap = dict(samples=section.bootstrap, seed=run.config.seed)
-  found = training.judge_all(judge, params, test)
+  found = training.judge_all(judge, params, test.documents)
   head = _headline(run, test)
   out: dict[str, Any] = {'rows.train': len(rows.train), 'rows.aside': len(rows.aside), 'rows.test': len(test),
                          'rows.rejected': len(rows.rejected), 'measured_on': _measured_on(run, test, head)}
@@ -223,7 +230,7 @@ def _measure(run: Run, parts: Parts, judge: SynJudge, params: Params, policy: Pa
   told = calibration.report(*training.readouts(found, test), judge.temperatures, **bootstrap)
   out |= {f'{name}.{key}': values[key] for name, values in told.items()
           for key in ('ece', 'ece_uncalibrated', 'temperature', 'spread', 'spearman')}
-  baselines, counts = _baselines(run, parts, judge, policy, rows, found.whole, head)
+  baselines, counts = _baselines(run, parts, judge, policy, rows, cost, found.whole, head)
   out |= counts
   table = metrics.compare(test.whole[head], {'synjudge': found.whole[head]} | {
       name: scores[head] for name, scores in baselines.items()}, **bootstrap)
@@ -254,7 +261,7 @@ def _measured_on(run: Run, test: Labelled, head: np.ndarray) -> str:
   return f'held-out topics of split 1 answered by {by}; no question and no picture of training'
 
 
-def _baselines(run: Run, parts: Parts, judge: SynJudge, policy: Params, rows: Rows, full: np.ndarray,
+def _baselines(run: Run, parts: Parts, judge: SynJudge, policy: Params, rows: Rows, cost: float, full: np.ndarray,
                head: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
   """Scores [N,4] of the test rows by each baseline that the config names, and what a server counted."""
   section, scores, counts = run.config.judge, {}, {}
@@ -267,7 +274,10 @@ def _baselines(run: Run, parts: Parts, judge: SynJudge, policy: Params, rows: Ro
   for name, hide in (('without_images', blinded.IMAGES), ('without_text', blinded.TEXTS)):
     if name in section.baselines:
       blind = blinded.BlindJudge.like(judge, hide)
-      params = _train(run, parts, blind, policy, rows.train, name, blinded.TOUCHED[hide])
+      less = _lesson(run, blind, rows.train, blinded.TOUCHED[hide])
+      # As many answers as the judge saw, in so many fewer steps as what is left of their views is shorter.
+      steps = max(1, math.ceil(section.steps * less.cost / cost))
+      params = _train(run, parts, blind, policy, less, steps, name)
       scores[name] = blinded.blinded_scores(judge, params, rows.test, full, hide)
   if 'endpoint' in section.baselines:
     scores['endpoint'], counts = _served(run, parts, rows.test, head)

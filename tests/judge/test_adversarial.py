@@ -145,7 +145,7 @@ def test_zeros_of_a_real_judge_are_exact(world):
   widths = dict(tcc=140, icc=140, its=190)
   judge = model.SynJudge.of(config, world.layout, dict(layers=1, reader=1, widths=widths, max_steps=STEPS))
   params = judge.definition.init(jax.random.key(0), small.one_device())
-  score = adversarial.scorer(judge, params, rows=16)
+  score = adversarial.scorer(judge, params)
   documents = {case: adversarial.make(case, world.material) for case in (*sanity.ZEROS, 'copied_question')}
   found = dict(zip(documents, np.split(score([d for made in documents.values() for d in made]), len(documents)), strict=True))
   for case, dimensions in sanity.ZEROS.items():

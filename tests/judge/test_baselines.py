@@ -244,7 +244,7 @@ def test_a_blinded_judge_does_not_see(judge, hide):
   pictures = ('a red circle', 3, 'the blue square', 4)
   rows = labelled([answer(*BASE), answer(*(pictures if hide == blinded.IMAGES else texts)),
                    answer(*(texts if hide == blinded.IMAGES else pictures)), answer(1), answer('a'), answer(*MANY)])
-  full = training.judge_all(bound, params, rows).whole
+  full = training.judge_all(bound, params, rows.documents).whole
   found = blinded.blinded_scores(bound, params, rows, full, hide)
   touched = list(blinded.TOUCHED[hide])
   rest = [d for d in range(4) if d not in touched]

@@ -202,7 +202,7 @@ def test_a_judge_learns_that_damage_costs(corpus, sides):
   step = loop.make_step(training.loss_of(judge.definition), optimizer, weights={'loss': 1.0, 'marks.shown': 1.0})
   state, last = loop.fit(step, loop.init_state(params, optimizer),
                          loop.Indexed(batch), steps=60, seed=0)
-  judged = training.judge_all(judge, state['params'], train, rows=32)
+  judged = training.judge_all(judge, state['params'], train.documents, rows=32)
   whole, spread, steps, valid = judged[:4]
   assert (spread[valid] >= 0).all() and spread[valid].max() < 2.6
   assert valid.mean() > 0.95 and whole.shape == (len(train), 4) and steps.shape == (len(train), 3, 4)

@@ -62,7 +62,7 @@ def blinded_scores(judge: SynJudge, params: Params, labelled: Labelled, full: np
     full: float32[N,4], what the full judge says of them.
     hide: what the second judge was trained without.
   """
-  found = training.judge_all(BlindJudge.like(judge, hide), params, labelled).whole
+  found = training.judge_all(BlindJudge.like(judge, hide), params, labelled.documents).whole
   touched = np.isin(np.arange(full.shape[1]), TOUCHED[hide])
   failed = np.isnan(full).any(axis=1) | np.isnan(found).any(axis=1)
   return np.where(failed[:, None], np.nan, np.where(touched, found, full)).astype(np.float32)
