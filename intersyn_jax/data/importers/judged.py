@@ -107,7 +107,7 @@ class _Answer:
 def _of_file(path: str | os.PathLike[str], reject: rows.Reject, folder: str | os.PathLike[str], pixels: int,
              encoding: str) -> Iterator[RatedRow]:
   answers: dict[tuple[str, str], _Answer] = {}
-  for where, row in rows.read(path, reject):
+  for where, row in rows.read(path, reject, 'judge.source'):
     try:
       answer = _answer(row, where)
       first = answers.setdefault((answer.generator, answer.id), answer)

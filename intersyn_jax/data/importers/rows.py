@@ -19,11 +19,11 @@ class BadRow(ValueError):
   """A row that cannot be imported; the message is the reason for the manifest."""
 
 
-def read(path: str | os.PathLike[str], reject: Reject) -> Iterator[tuple[str, dict[str, Any]]]:
+def read(path: str | os.PathLike[str], reject: Reject, field: str = 'data.path') -> Iterator[tuple[str, dict[str, Any]]]:
   """Yields (where, row) for every JSON object of a file.
 
   A file that starts with `[` is one list; anything else is JSON Lines. A line that is no JSON object is rejected with
-  its number; so is an entry of a list that is no object.
+  its number; so is an entry of a list that is no object. `field` is the configuration's that names the file.
 
   Raises:
     UserError: no such file, no UTF-8, or a list that is no JSON (with its line).
@@ -32,9 +32,9 @@ def read(path: str | os.PathLike[str], reject: Reject) -> Iterator[tuple[str, di
   try:
     text = path.read_text('utf-8-sig')
   except OSError as error:
-    raise UserError(f'{path} cannot be read ({error.strerror}); set data.path to the file of the data set') from error
+    raise UserError(f'{path} cannot be read ({error.strerror}); set {field} to the file of the data set') from error
   except UnicodeDecodeError as error:
-    raise UserError(f'{path} is no UTF-8 text (byte {error.start}); set data.path to a JSON file') from error
+    raise UserError(f'{path} is no UTF-8 text (byte {error.start}); set {field} to a JSON file') from error
   if text.lstrip().startswith('['):
     entries = enumerate(_parse(path, text), start=1)
     kind = 'entry'
