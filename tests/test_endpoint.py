@@ -13,8 +13,6 @@ from intersyn_jax.endpoint import Endpoint, EndpointConfig, EndpointError
 from intersyn_jax.errors import UserError
 from tests.loopback import Answer, Server, completion
 
-pytest.importorskip('openai')
-
 KEY = 'sk-very-Secret-0123456789'
 ASK = [{'role': 'user', 'content': 'say hello'}]
 

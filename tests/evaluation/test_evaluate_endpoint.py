@@ -13,8 +13,6 @@ from intersyn_jax.stages.common import Run
 from tests.evaluation import test_evaluate_stage as plain
 from tests.loopback import Answer, Server, completion
 
-pytest.importorskip('openai')
-
 ENDPOINT = dict(model='m', key_variable='', samples=2, prompts=4, retries=0, bad_replies=0, max_parallel=2, input_price=1.0)
 
 

@@ -21,8 +21,6 @@ from intersyn_jax.judge.served import Judgement, ServedJudge
 from tests import small_model
 from tests.loopback import Answer, Server, completion
 
-pytest.importorskip('openai')
-
 NAMES = list(rubric.NAMES.values())
 
 
