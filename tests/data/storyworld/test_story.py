@@ -2,7 +2,6 @@
 
 import collections
 import hashlib
-import time
 
 import numpy as np
 import pytest
@@ -118,11 +117,3 @@ def test_text_to_image_draws_its_caption():
     caption = text_of(turn.question).removeprefix('draw ').removesuffix(' .')
     (image,) = images_of(turn.answer)
     assert read(decode(image.data)[None])[0].scene == language.parse_caption(caption)
-
-
-def test_speed():
-  story.conversation(0, 0, 'policy')
-  start = time.process_time()
-  for i in range(600):
-    story.conversation(0, i, 'policy', steps=2)
-  assert 600 / (time.process_time() - start) > 2_000
