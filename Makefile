@@ -12,7 +12,7 @@ TESTS ?= tests
 GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 export PYTHON VENV GLIBC_TUNABLES
 
-.PHONY: run test test-peers test-slow test-aot lint clean
+.PHONY: run test test-peers test-slow test-aot test-chaos lint clean
 
 run:
 	@launch/local.sh run --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)
@@ -20,7 +20,7 @@ run:
 # Two workers: compilation is mostly one thread, and a file stays in one worker so that its fixtures are made once.
 test:
 	@launch/local.sh install test
-	@$(VENV)/bin/python -m pytest -q -n 2 --dist=loadfile -m 'not slow' --ignore=tests/peers --ignore=tests/aot $(TESTS)
+	@$(VENV)/bin/python -m pytest -q -n 2 --dist=loadfile -m 'not slow' --ignore=tests/peers --ignore=tests/aot --ignore=tests/chaos $(TESTS)
 
 # Comparisons with other libraries; pytest fails where it finds no test, so that an empty folder is told before.
 test-peers:
@@ -34,12 +34,17 @@ endif
 # Tests that take longer than `make test` may, such as every public family on eight devices.
 test-slow:
 	@launch/local.sh install test
-	@$(VENV)/bin/python -m pytest -q -n 2 -m slow --ignore=tests/peers --ignore=tests/aot tests
+	@$(VENV)/bin/python -m pytest -q -n 2 -m slow --ignore=tests/peers --ignore=tests/aot --ignore=tests/chaos tests
 
 # Programs for TPU pods, compiled ahead of time with libtpu; no TPU is needed.
 test-aot:
 	@launch/local.sh install test,tpu
 	@$(VENV)/bin/python -m pytest -q tests/aot
+
+# Real runs killed at random moments or shared out to several processes; about ten minutes.
+test-chaos:
+	@launch/local.sh install test
+	@$(VENV)/bin/python -m pytest -q tests/chaos
 
 lint:
 	@launch/local.sh install test

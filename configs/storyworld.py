@@ -25,6 +25,11 @@ def _optimizer(**fields) -> dict:
               clip=1.0, weight_decay=0.0, b1=0.9, b2=0.98, momentum=0.95, frozen=()) | fields
 
 
+# Of a model on an OpenAI-compatible server; without a url it is not asked (docs/endpoints.md).
+_ENDPOINT = dict(url='', model='', key_variable='OPENAI_API_KEY', timeout=60.0, retries=3, requests_per_minute=0.0,
+                 max_parallel=4, max_response_bytes=1 << 20, input_price=0.0, output_price=0.0)
+
+
 def _tiny() -> ConfigDict:
   c = ConfigDict()
   c.name = 'storyworld'
@@ -34,7 +39,7 @@ def _tiny() -> ConfigDict:
   # Pictures: a 4x4 grid of cells. Counts are conversations; `interleaved` is the N of DESIGN 4.
   c.data = ConfigDict(dict(
       source='storyworld', seed=0, path='', images='', pixels=32, jitter=0, objects=2, steps=(1, 2, 2, 3), turns=(1, 1, 1, 2),
-      counts=dict(interleaved=400, understanding=4000, text_to_image=6000, roles=18000, roles_interleaved=5000,
+      counts=dict(interleaved=400, understanding=4000, text_to_image=6000, roles=60000, roles_interleaved=5000,
                   gold=1500, questions=4000, validation=256, test=1200),
       shard_records=2000))
 
@@ -59,7 +64,7 @@ def _tiny() -> ConfigDict:
       # The control `warmup_long`: warm-up gone on for as long as `finetune` and `grpo` take together.
       long_steps=1900))
   c.writer = ConfigDict(dict(
-      mix=dict(roles=0.5, roles_interleaved=0.25, text_to_image=0.25), steps=1100, rows=12, row_length=256,
+      mix=dict(roles=0.8, roles_interleaved=0.1, text_to_image=0.1), steps=3000, rows=12, row_length=256,
       micro_batches=1, null_prompt_rate=0.1, optimizer=_optimizer(), checkpoint_every=250, log_every=10))
 
   # Views of one answer are documents of their own; `widths` is what they may take when a whole row is judged.
@@ -74,11 +79,15 @@ def _tiny() -> ConfigDict:
       challenges=80, bootstrap=200, checkpoint_every=100, log_every=10))
 
   c.synthesize = ConfigDict(dict(
-      conversations=1000, window=500, rounds=dict(question=2, answer=2, image=2), turns=(1, 2),
-      text_temperature=1.0, text_top_p=0.9, image_temperature=1.0, accept='gated', rate_finished=False,
+      conversations=1000, window=500, in_flight=192, unrefined=True, rounds=dict(question=2, answer=2, image=2), turns=(1, 2),
+      text_temperature=1.0, text_top_p=0.9, image_temperature=1.0, accept='gated', history_pictures=False, rate_finished=False,
       word_limits=dict(question=50, caption=65), retries=2, topics='', templates='', duplicate_similarity=0.9,
-      rows=64, rooms=dict(prompts=(48, 96, 224), short=56, long=144, critic=24, judged=(160,)), shard_records=500,
-      critic=''))  # '': the writer; or the import path of your own (docs/extending.md)
+      rows=32, rooms=dict(prompts=(48, 96, 224), short=56, long=144, critic=24, judged=(160,)), shard_records=500,
+      critic='',  # '': the writer; or the import path of your own (docs/extending.md)
+      # Models on servers instead, for any of the three jobs.
+      endpoints=dict(language=dict(_ENDPOINT, temperature=0.7, max_tokens=1024, smallest_side=224),
+                     critic=dict(_ENDPOINT, temperature=0.7, max_tokens=1024, smallest_side=224),
+                     images=dict(_ENDPOINT, size='1024x1024', max_response_bytes=32 << 20, picture_price=0.0))))
 
   c.finetune = ConfigDict(dict(
       mix=dict(synthesized=0.6, understanding=0.15, text_to_image=0.25), steps=450, rows=12, row_length=256,
@@ -96,7 +105,7 @@ def _tiny() -> ConfigDict:
 
   c.evaluate = ConfigDict(dict(
       prompts=256, decodings=('sampled', 'greedy'), bootstrap=2000, gallery=8,
-      # A vision model on any OpenAI-compatible server as one more judge (docs/served_judge.md).
+      # A vision model on any OpenAI-compatible server as one more judge (docs/endpoints.md).
       endpoint=dict(url='', model='', key_variable='OPENAI_API_KEY', prompts=64, samples=3, temperature=0.7, bad_replies=2,
                     smallest_side=224, timeout=60.0, retries=3, requests_per_minute=0.0, max_parallel=4,
                     max_response_bytes=1 << 20, structured=True, input_price=0.0, output_price=0.0)))
@@ -115,7 +124,7 @@ def _smoke() -> dict:
       writer=dict(steps=20, rows=4, checkpoint_every=10),
       judge=dict(layers=1, reader=1, answers=64, test_answers=64, aside=0.2, steps=10, rows=4, bootstrap=20, challenges=8,
                  baselines=('mean', 'without_text'), checkpoint_every=5),
-      synthesize=dict(conversations=8, window=4, rows=16, rooms=dict(prompts=(224,), judged=()), shard_records=4),
+      synthesize=dict(conversations=8, window=4, in_flight=8, rows=16, rooms=dict(prompts=(224,), judged=()), shard_records=4),
       finetune=dict(steps=10, rows=4, checkpoint_every=5),
       grpo=dict(steps=4, prompts=2, group_size=4, checkpoint_every=2),
       evaluate=dict(prompts=16, bootstrap=200, gallery=2))
@@ -136,7 +145,7 @@ def _small() -> dict:
                   optimizer=dict(learning_rate=0.01, adam_learning_rate=1e-3), checkpoint_every=1000),
       judge=dict(layers=4, answers=60000, test_answers=4000, steps=3000, rows=96, row_length=448, challenges=400,
                  widths=dict(tcc=224, icc=576, its=704), checkpoint_every=1000),
-      synthesize=dict(conversations=8000, window=2000, rows=512,
+      synthesize=dict(conversations=8000, window=4000, in_flight=1024, rows=256,
                       rooms=dict(prompts=(64, 160, 320), short=72, long=224, critic=32, judged=(384,))),
       finetune=dict(steps=1200, rows=64, row_length=512, optimizer=dict(learning_rate=0.005, adam_learning_rate=5e-4),
                     checkpoint_every=1000),

@@ -21,6 +21,7 @@ flags
   --config.FIELD=VALUE     another value for one field, e.g. --config.grpo.group_size=8
   --workdir=DIR            where the stages keep their results; the same folder resumes
   --NAME=VALUE             a flag of the stage itself, e.g. sample --question='...'
+                           or export --data=flat --split=refined --out=FOLDER
 
 example
   python -m intersyn_jax run --config=configs/storyworld.py:tiny --workdir=runs/tiny"""

@@ -1,4 +1,5 @@
-"""A client of servers that speak OpenAI's chat protocol (OpenAI, vLLM, SGLang, llama.cpp, transformers serve, ...).
+"""A client of servers that speak OpenAI's protocol (OpenAI, vLLM, SGLang, llama.cpp, transformers serve, ...): chat, with
+pictures or without, and image generation.
 
 What such a server says is never trusted: a reply is read up to a limit, must be JSON of the expected shape, and nothing in
 it is followed or fetched. A request that fails raises `EndpointError` with a short reason, which whoever asked counts; only
@@ -9,12 +10,14 @@ environment variable and stands in no message, log or file.
 from __future__ import annotations
 
 import base64
+import binascii
 import collections
 import concurrent.futures
 import dataclasses
 import datetime
 import email.utils
 import importlib
+import io
 import json
 import os
 import random
@@ -25,20 +28,32 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+import numpy as np
+import PIL.Image
+
+from intersyn_jax.data import images
 from intersyn_jax.errors import UserError
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
 """Seconds before the first retry (doubled each time), and the most that is ever waited, whatever the server asks for."""
 
 MOST_IN_A_ROW = 12
-"""Chats that may fail one after the other. After that the server counts as gone: one chat in LONGEST_WAIT still tries it,
+"""Chats or pictures that may fail one after the other. Then the server counts as gone: one in LONGEST_WAIT still tries it,
 and the others fail at once, so that a long job does not wait for every timeout of a server that has died."""
 
 RATE_LIMITED, TIMED_OUT, UNREACHED, LOST = 'rate limited', 'timed out', 'no connection', 'connection lost'
 REFUSED, REDIRECTED, TOO_LARGE, COMPRESSED = 'refused', 'redirected', 'too large', 'compressed'
 GONE = 'server gone'
 NO_JSON, WRONG_TYPE, WRONG_SHAPE, CUT, EMPTY = 'no JSON', 'wrong content type', 'wrong shape', 'cut short', 'empty'
+NO_TEXT = 'no valid text'
+ADDRESS, SEVERAL, NO_PICTURE, BOMB = 'address for a picture', 'several pictures', 'no picture', 'too many pixels'
 """Reasons of failure. A server error has its status in the reason: `server error 503`."""
+
+MOST_PIXELS = 4096 * 4096
+"""Of a picture from a server; a small file may unfold to any number."""
+
+CHAT, IMAGES = 'chat', 'image generation'
+"""What a server can be asked for."""
 
 _SIGNATURES = ((b'\x89PNG\r\n\x1a\n', 'png'), (b'\xff\xd8\xff', 'jpeg'), (b'RIFF', 'webp'))
 
@@ -76,6 +91,7 @@ class EndpointConfig:
     structured: replies are asked for with a JSON schema where the caller has one; a server that refuses that is asked
       without.
     input_price, output_price: of a million tokens, in whatever currency; only the cost counter uses them.
+    picture_price: of one picture that the server makes, the same.
     field: dotted name of the configuration section, for messages.
   """
 
@@ -90,6 +106,7 @@ class EndpointConfig:
   structured: bool = True
   input_price: float = 0.0
   output_price: float = 0.0
+  picture_price: float = 0.0
   field: str = 'endpoint'
 
   def __post_init__(self):
@@ -106,9 +123,16 @@ class EndpointConfig:
       raise UserError(f'{self.field}.key_variable must be the name of an environment variable in capitals, such as '
                       'OPENAI_API_KEY, and never the key itself')
     for name, least in (('timeout', 1e-3), ('retries', 0), ('requests_per_minute', 0), ('max_parallel', 1),
-                        ('max_response_bytes', 1), ('input_price', 0), ('output_price', 0)):
+                        ('max_response_bytes', 1), ('input_price', 0), ('output_price', 0),
+                        ('picture_price', 0)):
       if not getattr(self, name) >= least:
         raise UserError(f'{self.field}.{name} is {getattr(self, name)}; make it at least {least:g}')
+
+  @classmethod
+  def of(cls, section: Mapping[str, Any], field: str) -> EndpointConfig:
+    """From a section of a configuration whose dotted name is `field`; what else is in it is left alone."""
+    names = {f.name for f in dataclasses.fields(cls)} - {'field'}
+    return cls(**{name: section[name] for name in names if name in section}, field=field)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,6 +164,7 @@ class Endpoint:
     self._reached = False
     self._in_a_row, self._try_at = 0, 0.0  # failures, and when a server that is gone is tried again
     self._structured = config.structured
+    self._unknown: frozenset[str] = frozenset()  # fields that this server does not take
     self._count: collections.Counter[str] = collections.Counter()
     self._failures: collections.Counter[str] = collections.Counter()
     self._details: dict[str, str] = {}
@@ -152,30 +177,34 @@ class Endpoint:
     Args:
       messages: in OpenAI's form; pictures from `picture`, never addresses.
       schema: JSON schema of the reply. A server may ignore it, so that the reply is still to be checked.
-      temperature, max_tokens, seed: of the reply.
+      temperature, max_tokens, seed: of the reply. A server that refuses one of them by name is asked without.
 
     Raises:
       EndpointError: there is no usable reply, after all retries.
       UserError: the key is refused, the model is unknown, or there is no such server.
     """
     _check_pictures(messages)
-    fields = dict(model=self.config.model, messages=list(messages), temperature=temperature, max_tokens=max_tokens)
-    if seed is not None:
-      fields['seed'] = seed
-    try:
-      self._check_gone()
-      reply = self._reply(self._ask_structured(fields, schema))
-    except EndpointError as error:
-      with self._lock:
-        self._failures[error.reason] += 1
-        if error.detail:
-          self._details[error.reason] = error.detail
-        if error.reason != GONE:
-          self._in_a_row = self._in_a_row + 1 if error.retriable else 0
-      raise
-    with self._lock:
-      self._in_a_row = 0
-    return reply
+    fields = dict(model=self.config.model, messages=list(messages))
+    extras = dict(temperature=temperature, max_tokens=max_tokens) | ({} if seed is None else {'seed': seed})
+    return self._counted(lambda: self._reply(self._ask_structured(fields, extras, schema)))
+
+  def image(self, prompt: str, *, size: str = '', seed: int | None = None) -> bytes:
+    """Asks for one picture, in the reply itself (base64); nothing is ever fetched from an address.
+
+    Args:
+      prompt: what it shows.
+      size: `WIDTHxHEIGHT` in pixels, or another word that the server knows; '' leaves it to the server.
+      seed: of the picture. A server that refuses it by name is asked without.
+
+    Returns:
+      PNG, JPEG or WebP bytes that can be decoded, of at most MOST_PIXELS pixels.
+
+    Raises:
+      EndpointError, UserError: as `chat`.
+    """
+    fields = dict(model=self.config.model, prompt=prompt, n=1) | ({'size': size} if size else {})
+    extras = dict(response_format='b64_json') | ({} if seed is None else {'seed': seed})
+    return self._counted(lambda: self._picture(self._ask_flexible(IMAGES, fields, extras)))
 
   def each(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     """[function(item), ...] in the order of the items, `max_parallel` at once. The first exception ends it."""
@@ -191,15 +220,17 @@ class Endpoint:
       return [future.result() for future in futures]
 
   def counters(self) -> dict[str, Any]:
-    """What was done so far: requests, retries, replies, tokens, cost, failures by reason, and the last detail of each.
+    """What was done so far: requests, retries, replies, pictures that could be used, tokens, cost, failures by reason, and
+    the last detail of each.
 
     The cost is a lower bound where `unmetered`, the replies whose tokens the server did not tell, is not 0.
     """
     with self._lock:
-      names = ('requests', 'retries', 'replies', 'unmetered', 'input_tokens', 'output_tokens')
+      names = ('requests', 'retries', 'replies', 'pictures', 'unmetered', 'input_tokens', 'output_tokens')
       found: dict[str, Any] = {name: self._count[name] for name in names}
       prices = (self.config.input_price, self.config.output_price)
       cost = (found['input_tokens'] * prices[0] + found['output_tokens'] * prices[1]) / 1e6
+      cost += self._count['drawn'] * self.config.picture_price
       return found | {'cost': cost, 'failures': dict(sorted(self._failures.items())), 'details': dict(self._details)}
 
   # Connection.
@@ -249,20 +280,55 @@ class Endpoint:
 
   # Requests.
 
-  def _ask_structured(self, fields: Mapping[str, Any], schema: Mapping[str, Any] | None) -> Any:
+  def _counted(self, ask: Callable[[], Result]) -> Result:
+    """What `ask` gives, with its failure on record; a server that is gone is not asked."""
+    try:
+      self._check_gone()
+      found = ask()
+    except EndpointError as error:
+      with self._lock:
+        self._failures[error.reason] += 1
+        if error.detail:
+          self._details[error.reason] = error.detail
+        if error.reason != GONE:
+          self._in_a_row = self._in_a_row + 1 if error.retriable else 0
+      raise
+    with self._lock:
+      self._in_a_row = 0
+    return found
+
+  def _ask_structured(self, fields: Mapping[str, Any], extras: Mapping[str, Any], schema: Mapping[str, Any] | None) -> Any:
     if schema is None or not self._structured:
-      return self._ask(fields)
+      return self._ask_flexible(CHAT, fields, extras)
     form = {'type': 'json_schema', 'json_schema': {'name': 'answer', 'strict': True, 'schema': dict(schema)}}
     try:
-      return self._ask({**fields, 'response_format': form})
+      return self._ask_flexible(CHAT, {**fields, 'response_format': form}, extras)
     except EndpointError as error:
       if error.reason != REFUSED:
         raise
-    body = self._ask(fields)
+    body = self._ask_flexible(CHAT, fields, extras)
     self._structured = False  # the same request without a schema was taken, so that it was the schema
     return body
 
-  def _ask(self, fields: Mapping[str, Any]) -> Any:
+  def _ask_flexible(self, route: str, fields: Mapping[str, Any], extras: Mapping[str, Any]) -> Any:
+    """Asks with extras that not every server takes: what a refusal names is left out, and for good once that has helped."""
+    without = self._unknown
+    while True:
+      sent = {name: value for name, value in extras.items() if name not in without}
+      if 'max_tokens' in without and 'max_tokens' in extras:  # newer models of OpenAI know it by this name alone
+        sent['max_completion_tokens'] = extras['max_tokens']
+      try:
+        body = self._ask(route, fields, sent)
+      except EndpointError as error:
+        named = {name for name in sent.keys() & extras.keys() if re.search(f'[\'"`]{name}[\'"`]', error.detail)}
+        if error.reason != REFUSED or not named:
+          raise
+        without |= named
+      else:
+        self._unknown |= without
+        return body
+
+  def _ask(self, route: str, fields: Mapping[str, Any], extras: Mapping[str, Any]) -> Any:
     """The body of the reply, retried as often as the configuration allows."""
     for attempt in range(self.config.retries + 1):
       self._wait_turn()
@@ -270,7 +336,7 @@ class Endpoint:
         self._count['requests'] += 1
         self._count['retries'] += attempt > 0
       try:
-        return self._once(fields)
+        return self._once(route, fields, extras)
       except EndpointError as error:
         with self._lock:
           self._reached |= error.reason != UNREACHED
@@ -309,10 +375,11 @@ class Endpoint:
     with self._lock:
       self._next = max(self._next, time.monotonic() + seconds)
 
-  def _once(self, fields: Mapping[str, Any]) -> Any:
-    openai = self._openai
+  def _once(self, route: str, fields: Mapping[str, Any], extras: Mapping[str, Any]) -> Any:
+    openai, client = self._openai, self._client
+    create = client.chat.completions.with_raw_response.create if route == CHAT else client.images.with_raw_response.generate
     try:
-      response = self._client.chat.completions.with_raw_response.create(**fields)
+      response = create(**fields, extra_body=dict(extras))
     except openai.APITimeoutError:
       raise EndpointError(TIMED_OUT, True) from None
     except openai.APIConnectionError as error:
@@ -322,7 +389,7 @@ class Endpoint:
       reason = UNREACHED if isinstance(cause, self._http.ConnectError) else LOST
       raise EndpointError(reason, True, self._brief(str(cause or ''))) from None
     except openai.APIStatusError as error:
-      raise self._refusal(error.response) from None
+      raise self._refusal(route, error.response) from None
     kind = response.headers.get('content-type', '').partition(';')[0].strip().lower()
     if kind != 'application/json':
       raise EndpointError(WRONG_TYPE, False, self._brief(kind))
@@ -330,7 +397,7 @@ class Endpoint:
       self._reached = True
     return _json(response.content)
 
-  def _refusal(self, response: Any) -> Exception:
+  def _refusal(self, route: str, response: Any) -> Exception:
     """What an HTTP status from 400 on means."""
     status, config = response.status_code, self.config
     if status in (401, 403):
@@ -339,7 +406,7 @@ class Endpoint:
       return UserError(f'{config.url} does not take {what} (HTTP {status}); set {config.field}.key_variable to the variable '
                        'that holds a key for it')
     if status == 404:
-      return UserError(f'{config.url} knows no chat with the model {config.model!r} (HTTP 404); set '
+      return UserError(f'{config.url} knows no {route} with the model {config.model!r} (HTTP 404); set '
                        f'{config.field}.model and {config.field}.url right')
     detail = self._brief(response.text)
     if status == 429:
@@ -354,13 +421,42 @@ class Endpoint:
 
   # Replies.
 
-  def _reply(self, body: Any) -> Reply:
+  def _meter(self, body: Any, names: tuple[str, str], priced: bool = False) -> list[int]:
+    """Counts a reply and gives its tokens. One that cannot be used costs as much as any other."""
     usage = body.get('usage') if isinstance(body, dict) else None
-    tokens = [usage.get(name) if isinstance(usage, dict) else None for name in ('prompt_tokens', 'completion_tokens')]
+    tokens = [usage.get(name) if isinstance(usage, dict) else None for name in names]
     known = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in tokens)
     spent = tokens if known else [0, 0]
-    with self._lock:  # a reply that cannot be used costs as much as any other
-      self._count.update({'replies': 1, 'unmetered': not known, 'input_tokens': spent[0], 'output_tokens': spent[1]})
+    with self._lock:
+      self._count.update({'replies': 1, 'unmetered': not known and not priced, 'input_tokens': spent[0],
+                          'output_tokens': spent[1]})
+    return spent
+
+  def _picture(self, body: Any) -> bytes:
+    self._meter(body, ('input_tokens', 'output_tokens'), self.config.picture_price > 0)
+    data = body.get('data') if isinstance(body, dict) else None
+    if not isinstance(data, list) or not all(isinstance(entry, dict) for entry in data):
+      raise EndpointError(WRONG_SHAPE, False)
+    with self._lock:
+      self._count['drawn'] += len(data)
+    if len(data) > 1:
+      raise EndpointError(SEVERAL, False, str(len(data)))
+    if any(entry.get('url') for entry in data):
+      raise EndpointError(ADDRESS, False, self._brief(str(data[0]['url'])))
+    text = data[0].get('b64_json') if data else None
+    if not text or not isinstance(text, str):
+      raise EndpointError(EMPTY if not text else WRONG_SHAPE, False)
+    try:
+      found = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+      raise EndpointError(NO_PICTURE, False, 'no base64') from None
+    _check_picture(found)
+    with self._lock:
+      self._count['pictures'] += 1
+    return found
+
+  def _reply(self, body: Any) -> Reply:
+    spent = self._meter(body, ('prompt_tokens', 'completion_tokens'))
     try:
       choice = body['choices'][0]
       message, finish = choice['message'], choice.get('finish_reason')
@@ -375,6 +471,8 @@ class Endpoint:
       raise EndpointError(WRONG_SHAPE, False)
     if not (text or '').strip():
       raise EndpointError(EMPTY, False)
+    if '\0' in text or re.search('[\ud800-\udfff]', text):  # half a character can be written to no file
+      raise EndpointError(NO_TEXT, False)
     return Reply(text, *spent)
 
 
@@ -384,6 +482,12 @@ def picture(data: bytes) -> dict[str, Any]:
   if not kind:
     raise ValueError('the bytes are no PNG, JPEG or WebP picture')
   return {'type': 'image_url', 'image_url': {'url': f'data:image/{kind};base64,{base64.b64encode(data).decode()}'}}
+
+
+def picture_of(pixels: np.ndarray, smallest_side: int = 1) -> dict[str, Any]:
+  """Pixels uint8[H,W,3] as a part of a message; a smaller side is enlarged to `smallest_side`, by a whole factor."""
+  factor = max(1, -(-smallest_side // min(pixels.shape[:2])))
+  return picture(images.png(pixels.repeat(factor, axis=0).repeat(factor, axis=1)))  # repeating adds no blur of its own
 
 
 def words(text: str) -> dict[str, Any]:
@@ -428,6 +532,19 @@ def _check_pictures(messages: Sequence[Mapping[str, Any]]) -> None:
     for part in message['content'] if isinstance(message['content'], list | tuple) else ():
       if part['type'] == 'image_url' and not part['image_url']['url'].startswith('data:image/'):
         raise ValueError('a picture in a message must be from endpoint.picture, not an address')
+
+
+def _check_picture(data: bytes) -> None:
+  """Raises EndpointError where the bytes are no picture, or one that is too large."""
+  try:
+    with PIL.Image.open(io.BytesIO(data), formats=images.FORMATS) as opened:  # reads the head alone
+      if opened.width * opened.height > MOST_PIXELS:
+        raise EndpointError(BOMB, False, f'{opened.width}x{opened.height}')
+    images.pixels(data)
+  except PIL.Image.DecompressionBombError:
+    raise EndpointError(BOMB, False) from None
+  except (UserError, OSError, ValueError, SyntaxError):
+    raise EndpointError(NO_PICTURE, False, 'bytes that are no PNG, JPEG or WebP') from None
 
 
 def _retry_after(text: str) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import dataclasses
 import http.server
@@ -50,6 +51,12 @@ def completion(text: str | None, *, tokens: tuple[int, int] | None = (100, 10), 
   if tokens is not None:
     body['usage'] = {'prompt_tokens': tokens[0], 'completion_tokens': tokens[1], 'total_tokens': sum(tokens)}
   return Answer(body)
+
+
+def generation(*pictures: bytes | str, **entry) -> Answer:
+  """An answer of image generation: pictures as base64 (text is sent as it is), and whatever else each entry shall hold."""
+  encoded = [p if isinstance(p, str) else base64.b64encode(p).decode() for p in pictures]
+  return Answer({'created': 0, 'data': [{'b64_json': text} | entry for text in encoded]})
 
 
 class Server:

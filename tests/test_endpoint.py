@@ -1,17 +1,23 @@
-"""The client of chat servers: what it sends, which failures it retries, what ends the job, and that the key stays secret."""
+"""The client of servers: what it sends, which failures it retries, what ends the job, and that the key stays secret."""
 
 import base64
 import email.utils
+import io
 import json
 import logging
+import struct
 import time
+import zlib
 
+import numpy as np
+import PIL.Image
 import pytest
 
 from intersyn_jax import endpoint
+from intersyn_jax.data import images
 from intersyn_jax.endpoint import Endpoint, EndpointConfig, EndpointError
 from intersyn_jax.errors import UserError
-from tests.loopback import Answer, Server, completion
+from tests.loopback import Answer, Server, completion, generation
 
 KEY = 'sk-very-Secret-0123456789'
 ASK = [{'role': 'user', 'content': 'say hello'}]
@@ -54,8 +60,8 @@ def test_what_is_sent_and_counted(monkeypatch):
     assert 'seed' not in server.requests[1].body
     assert sent.headers['authorization'] == f'Bearer {KEY}' and sent.headers['accept-encoding'] == 'identity'
     assert not any(word in str(sent.headers) for word in ('sk-another', 'sk-admin', 'org-private', 'project-private'))
-    assert one.counters() == dict(requests=2, retries=0, replies=2, unmetered=1, input_tokens=1000, output_tokens=20,
-                                  cost=pytest.approx(0.0022), failures={}, details={})
+    assert one.counters() == dict(requests=2, retries=0, replies=2, pictures=0, unmetered=1, input_tokens=1000,
+                                  output_tokens=20, cost=pytest.approx(0.0022), failures={}, details={})
 
 
 def test_a_server_without_keys_gets_none(monkeypatch):
@@ -87,6 +93,8 @@ def test_failures_that_pass_are_retried():
     (Answer(['a list']), 'wrong shape', 1),
     (completion([{'type': 'image_url', 'image_url': {'url': 'http://elsewhere/'}}]), 'wrong shape', 1),
     (completion(None), 'empty', 1),
+    (completion('half a \ud83d'), 'no valid text', 1),
+    (completion('an end\0'), 'no valid text', 1),
     (completion('half an ans', finish='length'), 'cut short', 1),
     (completion(None, refusal='I would rather not'), 'refused', 1),
     (Answer({'error': {'message': 'context is too long'}}, 400), 'refused', 1),
@@ -173,6 +181,136 @@ def test_schema_and_a_server_that_knows_none():
     assert form['type'] == 'json_schema' and form['json_schema']['schema'] == schema and form['json_schema']['strict']
     assert ['response_format' in r.body for r in server.requests] == [True, False, False]
     assert one.counters()['failures'] == {}
+
+
+@pytest.mark.parametrize(('name', 'told'), [
+    ('seed', {'message': "Unknown parameter: 'seed'."}),
+    ('temperature', {'loc': ['body', 'temperature'], 'msg': 'forbidden'}),
+    ('max_tokens', {'message': "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."})])
+def test_a_field_that_the_server_refuses_by_name_is_left_out(name, told):
+  def play(request):
+    return Answer({'error': told}, 400) if name in request.body else completion('hello')
+
+  with Server(play) as server:
+    one = client(server)
+    assert [one.chat(ASK, seed=3, max_tokens=7).text for _ in range(2)] == ['hello'] * 2
+    asked = [request.body for request in server.requests]
+    assert [name in body for body in asked] == [True, False, False] and not one.counters()['failures']
+    assert asked[1].keys() == {'model', 'messages', 'temperature', 'max_tokens', 'seed'} - {name} | (
+        {'max_completion_tokens'} if name == 'max_tokens' else set())
+    assert asked[1].get('max_completion_tokens', 7) == 7
+
+
+def test_a_refusal_that_lasts_leaves_nothing_out_later():
+  play = [Answer({'error': {'message': "'max_tokens' is too large"}}, 400)] * 2 + [completion('hello')]
+  with Server(play) as server:
+    one = client(server)
+    with pytest.raises(EndpointError, match='refused'):
+      one.chat(ASK)
+    assert one.chat(ASK).text == 'hello' and 'max_tokens' in server.requests[-1].body
+
+
+# Pictures.
+
+
+def shown(format='PNG', size=(48, 32)):
+  out = io.BytesIO()
+  array = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+  PIL.Image.fromarray(array).save(out, format)
+  return out.getvalue()
+
+
+def bomb(width, height):
+  """A PNG of a few kB that claims, and holds, so many white pixels."""
+  chunk = lambda kind, data: struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+  packer = zlib.compressobj(9)
+  rows = packer.compress(b'\0' + b'\xff' * width)  # one row will do: it is never decoded
+  return (b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, 8, 0, 0, 0, 0)) +
+          chunk(b'IDAT', rows + packer.flush()) + chunk(b'IEND', b''))
+
+
+@pytest.mark.parametrize('format', ['PNG', 'JPEG', 'WEBP'])
+def test_a_picture_is_asked_for_in_the_reply(format):
+  with Server([generation(shown(format), url=None)]) as server:
+    one = client(server, picture_price=0.04)
+    found = one.image('a red cross', size='512x512', seed=3)
+    assert found == shown(format) and images.pixels(found).shape == (32, 48, 3)
+    assert server.requests[0].path == '/v1/images/generations'
+    assert server.requests[0].headers['authorization'] == f'Bearer {KEY}'
+    assert server.requests[0].body == {'model': 'm', 'prompt': 'a red cross', 'n': 1, 'size': '512x512',
+                                       'response_format': 'b64_json', 'seed': 3}
+    counted = one.counters()
+    assert counted['pictures'] == 1 and counted['unmetered'] == 0 and counted['cost'] == pytest.approx(0.04)
+    one.image('a red cross')
+    assert server.requests[1].body.keys() == {'model', 'prompt', 'n', 'response_format'}
+
+
+def test_a_server_that_always_sends_base64_is_asked_without_the_form():
+  def play(request):
+    for name in ('response_format', 'seed'):
+      if name in request.body:
+        return Answer({'error': {'message': f"Unknown parameter: '{name}'."}}, 400)
+    return Answer(generation(shown()).body | {'usage': {'input_tokens': 50, 'output_tokens': 4000}})
+
+  with Server(play) as server:
+    one = client(server, output_price=10.0)
+    assert [one.image('x', seed=1) for _ in range(2)] == [shown()] * 2
+    assert len(server.requests) == 4 and one.counters()['cost'] == pytest.approx(0.08)
+
+
+@pytest.mark.parametrize(('answer', 'reason', 'requests'), [
+    (Answer(b'', 429), 'rate limited', 2),
+    (Answer(b'', 500), 'server error 500', 2),
+    (Answer(generation(shown()).body, delay=30.0), 'timed out', 2),
+    (Answer(json.dumps(generation(shown()).body).encode()[:60]), 'no JSON', 2),
+    (Answer(json.dumps(generation(shown()).body).encode()[:60], promised=5000), 'connection lost', 2),
+    (Answer(shown(), kind='image/png'), 'wrong content type', 1),
+    (Answer({'error': {'message': 'against the rules'}}, 400), 'refused', 1),
+    (generation('A' * 60_000), 'too large', 1),
+    (Answer(generation('A' * 60_000).body, promised=0), 'too large', 1),
+    (Answer({'data': 'https://elsewhere/a.png'}), 'wrong shape', 1),
+    (Answer({'data': ['https://elsewhere/a.png']}), 'wrong shape', 1),
+    (Answer([]), 'wrong shape', 1),
+    (Answer({'data': []}), 'empty', 1),
+    (generation(''), 'empty', 1),
+    (generation(shown(), shown()), 'several pictures', 1),
+    (generation('no base64 at all!'), 'no picture', 1),
+    (generation('https://elsewhere/a.png'), 'no picture', 1),
+    (generation(b'<svg/>'), 'no picture', 1),
+    (generation(shown('GIF')), 'no picture', 1),
+    (generation(shown()[:-500]), 'no picture', 1),
+    (generation(shown('JPEG')[:200]), 'no picture', 1),
+    (generation(bomb(8000, 8000)), 'too many pixels', 1),
+    (generation(bomb(60_000, 60_000)), 'too many pixels', 1),
+])
+def test_pictures_that_are_none(answer, reason, requests):
+  with Server([answer]) as server:
+    one = client(server, retries=1, timeout=0.3, max_response_bytes=20_000)
+    with pytest.raises(EndpointError) as caught:
+      one.image('a red cross')
+    counted = one.counters()
+  assert caught.value.reason == reason
+  assert counted['requests'] == requests and counted['failures'] == {reason: 1} and counted['pictures'] == 0
+
+
+def test_an_address_in_a_reply_is_a_failure_and_never_fetched():
+  with Server([Answer(shown(), kind='image/png')]) as other:
+    for answer in (Answer({'data': [{'url': f'{other.url}/a.png'}]}), generation(shown(), url=f'{other.url}/a.png')):
+      with Server([answer]) as server:
+        one = client(server)
+        with pytest.raises(EndpointError, match='address for a picture'):
+          one.image('a red cross')
+        assert one.counters()['failures'] == {'address for a picture': 1}
+    moved = Answer(status=302, headers={'Location': f'{other.url}/images/generations'})
+    with Server([moved]) as server, pytest.raises(EndpointError, match='redirected'):
+      client(server).image('a red cross')
+    assert not other.requests
+
+
+def test_a_server_that_draws_nothing_ends_the_job():
+  gone = Answer({'detail': 'Not Found'}, 404)
+  with Server([gone]) as server, pytest.raises(UserError, match='knows no image generation with the model'):
+    client(server).image('a red cross')
 
 
 def test_parallel_requests_are_bounded_and_in_order():

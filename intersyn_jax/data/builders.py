@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import tensorflow_datasets as tfds
 
 from intersyn_jax.data import manifest, records, shards
-from intersyn_jax.data.importers import intersyn, opening, rows
+from intersyn_jax.data.importers import flat, intersyn, opening, rows
 from intersyn_jax.data.storyworld import role_examples, story
 from intersyn_jax.errors import UserError
 from intersyn_jax.interleave.types import Conversation, Image, Text, Turn
@@ -173,19 +173,21 @@ class Storyworld(ConversationBuilder, skip_registration=True):
 
 
 class _Imported(ConversationBuilder, skip_registration=True):
-  """A data set read from local files; its one split is `interleaved`."""
+  """A data set read from local files; its one split is `interleaved`. `kind` says what `data.path` must name."""
+
+  kind = 'JSON or JSON Lines file'
 
   def __init__(self, *, path: str | os.PathLike[str], pixels: int, images: str | os.PathLike[str] = '',
                encoding: str = 'PNG', **kwargs):
     """
     Args:
-      path: JSON or JSON Lines file.
+      path: see `kind`.
       pixels: side of the stored pictures.
       images: folder of the pictures; the folder of `path` if ''.
       encoding: of the stored pictures, 'PNG' or 'JPEG'.
     """
-    if not os.fspath(path) or not pathlib.Path(path).is_file():
-      raise UserError(f'data.path {os.fspath(path)!r} is no file; set it to the JSON or JSON Lines file to import')
+    if not os.fspath(path) or not self._is_source(pathlib.Path(path)):
+      raise UserError(f'data.path {os.fspath(path)!r} is no file; set it to the {self.kind} to import')
     if encoding not in ('PNG', 'JPEG'):
       raise UserError(f'data.encoding is {encoding!r}; set it to PNG or JPEG')
     self._path = pathlib.Path(path)
@@ -205,6 +207,9 @@ class _Imported(ConversationBuilder, skip_registration=True):
     return self._read(self._path, self.rejected[split].append, pixels=self._pixels, folder=self._images,
                       encoding=self._encoding)
 
+  def _is_source(self, path: pathlib.Path) -> bool:
+    return path.is_file()
+
   def _read(self, path: pathlib.Path, reject: rows.Reject, **options: Any) -> Iterator[Conversation]:
     raise NotImplementedError
 
@@ -218,6 +223,23 @@ class InterSynRelease(_Imported, skip_registration=True):
     return intersyn.conversations(path, reject, **options)
 
 
+class InterSynFlat(_Imported, skip_registration=True):
+  """Rows of InterSyn's dataset card, as parquet."""
+
+  description = 'InterSyn: flat rows of the released data set, imported from local parquet files.'
+  kind = 'parquet file, or folder of parquet files,'
+
+  def settings(self, split: str) -> dict[str, Any]:
+    digests = {file.name: shards.sha256(file) for file in flat.files(self._path)}
+    return {'path': self._path.name, 'files': digests, 'pixels': self._pixels, 'encoding': self._encoding}
+
+  def _is_source(self, path: pathlib.Path) -> bool:
+    return path.exists()
+
+  def _read(self, path, reject, **options):
+    return flat.conversations(path, reject, **options)
+
+
 class OpenING(_Imported, skip_registration=True):
   """Rows of OpenING with their photographs."""
 
@@ -227,7 +249,7 @@ class OpenING(_Imported, skip_registration=True):
     return opening.conversations(path, reject, **options)
 
 
-DATASETS = {'storyworld': Storyworld, 'intersyn_release': InterSynRelease, 'opening': OpenING}
+DATASETS = {'storyworld': Storyworld, 'intersyn_release': InterSynRelease, 'intersyn_flat': InterSynFlat, 'opening': OpenING}
 
 
 def builder(data: Mapping[str, Any], *, seed: int = 0, **kwargs: Any) -> ConversationBuilder:

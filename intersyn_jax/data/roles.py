@@ -4,7 +4,7 @@ Each role has a function that gives the question segments (short, beginning with
 parser of the completion. A model that plays the roles learns them from conversations whose question is such a prompt and
 whose answer is what the matching `write_*` function gives.
 
-A turn of history is (question, caption of its last picture); prompts hold the last one only, which keeps them short.
+Of the earlier turns, prompts hold the last one only, which keeps them short.
 """
 
 from __future__ import annotations
@@ -39,8 +39,19 @@ STOP = 'none'
 _STOPS = frozenset({'', 'none', 'null', 'nil', 'no', 'nothing', 'n/a', 'na', 'ok', 'stop', 'no suggestion',
                     'no suggestions', 'no change', 'no changes', 'none needed', 'no issues', '{}', '[]'})
 
-History = Sequence[tuple[str, str]]
-"""Earlier turns, oldest first: (question, caption of the last picture)."""
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+  """An earlier turn as later prompts see it: its question, and of its last picture the caption, and the picture itself where the
+  history is to carry it (papers/intersyn.md 1.1: the formal description does, the released code does not)."""
+
+  question: str
+  caption: str
+  image: Image | None = None
+
+
+History = Sequence[Shown]
+"""Earlier turns, oldest first."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,54 +73,65 @@ class AnswerStep:
 # Prompts.
 
 
-def _prompt(role: str, *parts: tuple[str, str]) -> str:
-  """Tag and parts; a part is (label, text) and is left out when its text is empty."""
-  return ' '.join([TAGS[role], *(f'{label} {text}'.strip() for label, text in parts if text)])
+def _prompt(role: str, *parts: str | Image) -> tuple[Segment, ...]:
+  """Tag and parts; texts that stand side by side are one."""
+  segments: list[Segment] = [Text(TAGS[role])]
+  for part in parts:
+    if isinstance(part, Image):
+      segments.append(dataclasses.replace(part, caption=''))
+    elif isinstance(segments[-1], Text):
+      segments[-1] = Text(f'{segments[-1].text} {part}')
+    else:
+      segments.append(Text(part))
+  return tuple(segments)
 
 
-def _after(history: History) -> tuple[str, str]:
-  return ('after :', f'{history[-1][0]} shown : {history[-1][1]} now :' if history else '')
+def _after(history: History) -> tuple[str | Image, ...]:
+  if not history:
+    return ()
+  last = history[-1]
+  shown = f'after : {last.question} shown : {last.caption}'
+  return (f'{shown} now :',) if last.image is None else (shown, last.image, 'now :')
 
 
 def question_write(topic: str, template: str, history: History = ()) -> tuple[Segment, ...]:
   """Asks for a question on the topic that follows the template (`*` marks what is to be filled in)."""
-  return (Text(_prompt('question_write', ('', topic), _after(history), ('like :', template))),)
+  return _prompt('question_write', topic, *_after(history), f'like : {template}')
 
 
 def question_critique(topic: str, question: str, history: History = ()) -> tuple[Segment, ...]:
   """Asks whether the question is on topic, answerable, and asks for pictures."""
-  return (Text(_prompt('question_critique', ('', topic), _after(history), ('question :', question))),)
+  return _prompt('question_critique', topic, *_after(history), f'question : {question}')
 
 
 def question_revise(question: str, suggestion: str) -> tuple[Segment, ...]:
   """Asks for the question with the suggestion taken up."""
-  return (Text(_prompt('question_revise', ('', question), ('but :', suggestion))),)
+  return _prompt('question_revise', question, f'but : {suggestion}')
 
 
 def answer_write(question: str, history: History = ()) -> tuple[Segment, ...]:
   """Asks for all steps of the answer: text and caption each."""
-  return (Text(_prompt('answer_write', _after(history), ('', question))),)
+  return _prompt('answer_write', *_after(history), question)
 
 
 def answer_critique(question: str, steps: Sequence[AnswerStep], history: History = ()) -> tuple[Segment, ...]:
   """Asks whether texts and captions together meet the question without repeating one another."""
-  return (Text(_prompt('answer_critique', _after(history), ('', question), ('', write_answer(steps)))),)
+  return _prompt('answer_critique', *_after(history), question, write_answer(steps))
 
 
 def answer_revise(question: str, steps: Sequence[AnswerStep], suggestion: str) -> tuple[Segment, ...]:
   """Asks for the answer with the suggestion taken up."""
-  return (Text(_prompt('answer_revise', ('', question), ('', write_answer(steps)), ('but :', suggestion))),)
+  return _prompt('answer_revise', question, write_answer(steps), f'but : {suggestion}')
 
 
 def image_critique(question: str, text: str, caption: str, image: Image) -> tuple[Segment, ...]:
   """Asks whether the picture shows its caption and supports the text. `caption` is the one the picture was drawn from."""
-  prompt = _prompt('image_critique', ('', question), ('answer :', text), ('caption :', caption))
-  return (Text(prompt), dataclasses.replace(image, caption=''))
+  return _prompt('image_critique', question, f'answer : {text}', f'caption : {caption}', image)
 
 
 def caption_revise(caption: str, suggestion: str) -> tuple[Segment, ...]:
   """Asks for the caption with the suggestion taken up."""
-  return (Text(_prompt('caption_revise', ('', caption), ('but :', suggestion))),)
+  return _prompt('caption_revise', caption, f'but : {suggestion}')
 
 
 # Completions.

@@ -10,8 +10,10 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from intersyn_jax.data import images
-from intersyn_jax.endpoint import picture, words
+from intersyn_jax.endpoint import picture_of, words
 from intersyn_jax.errors import UserError
 from intersyn_jax.interleave.types import DIMENSIONS, Conversation, Image, Segment, images_of, text_of
 
@@ -117,19 +119,17 @@ def scores_in(found: Mapping[str, Any], dimensions: Sequence[str]) -> dict[str, 
 
 
 def _parts(segments: Sequence[Segment], smallest_side: int) -> list[dict[str, Any]]:
-  return [picture(_png(s, smallest_side)) if isinstance(s, Image) else words(s.text) for s in segments]
+  return [picture_of(_pixels(s), smallest_side) if isinstance(s, Image) else words(s.text) for s in segments]
 
 
-def _png(image: Image, smallest_side: int) -> bytes:
-  """The picture as PNG, whatever it was, without metadata."""
+def _pixels(image: Image) -> np.ndarray:
+  """uint8[H,W,3] of the picture: what is sent is encoded anew, without metadata."""
   if not image.data:
     raise ValueError('picture without pixels')
   try:
-    array = images.pixels(image.data)
+    return images.pixels(image.data)
   except UserError:
     raise ValueError('picture cannot be read') from None
-  factor = max(1, -(-smallest_side // min(array.shape[:2])))
-  return images.png(array.repeat(factor, axis=0).repeat(factor, axis=1))  # repeating adds no blur of its own
 
 
 def _name_of(conversation: Conversation) -> str:

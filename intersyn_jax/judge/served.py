@@ -90,10 +90,9 @@ class ServedJudge:
   @classmethod
   def of(cls, section: Mapping[str, Any], *, field: str, seed: int = 0, log: epath.PathLike | None = None) -> ServedJudge:
     """From a section of a configuration whose dotted name is `field`: fields of EndpointConfig and of this class."""
-    names = {f.name for f in dataclasses.fields(EndpointConfig)} - {'field'}
-    endpoint = EndpointConfig(**{n: section[n] for n in names if n in section}, field=field)
     own = ('samples', 'bad_replies', 'temperature', 'smallest_side')
-    return cls(Endpoint(endpoint, seed=seed), seed=seed, log=log, **{n: section[n] for n in own if n in section})
+    endpoint = Endpoint(EndpointConfig.of(section, field), seed=seed)
+    return cls(endpoint, seed=seed, log=log, **{n: section[n] for n in own if n in section})
 
   def judge(self, conversations: Sequence[Conversation],
             tick: Callable[[int], None] | None = None) -> tuple[np.ndarray, list[str]]:

@@ -13,7 +13,7 @@ STAGES = {
     'run': 'all of the above in order; what is complete is not done again',
     'sample': 'one question in, an interleaved answer out',
     'convert': 'a downloaded checkpoint of a public family becomes the policy convert',
-    'export': 'a policy becomes a folder like the one that was downloaded',
+    'export': 'a policy becomes a folder like the one that was downloaded; with --data, conversations a data set',
     'doctor': 'what this machine has, what is missing, what will be used',
 }
 """Every stage of the command line and what it does."""

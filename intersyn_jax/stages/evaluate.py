@@ -37,14 +37,14 @@ from intersyn_jax.training import checkpoints
 from intersyn_jax.training.metrics import replace_text
 
 CHANCE = 'chance'
-TRAINED = ('warmup', 'warmup_long', 'finetune', 'finetune_k0', 'finetune_gold', 'grpo')
+TRAINED = ('warmup', 'warmup_long', 'finetune', 'finetune_25', 'finetune_50', 'finetune_100', 'finetune_k0', 'finetune_gold',
+           'grpo')
 """Policies in the order of tables. Those whose checkpoints are missing are left out (the last controls come from studies)."""
-
-"""Where studies keep their extra policies."""
 
 PAIRS = (*((CHANCE, name) for name in TRAINED), ('warmup', 'warmup_long'), ('warmup', 'finetune'),
          ('warmup_long', 'finetune'), ('warmup', 'finetune_k0'), ('finetune_k0', 'finetune'), ('finetune_gold', 'finetune'),
-         ('finetune', 'grpo'), ('warmup', 'grpo'), ('warmup_long', 'grpo'))
+         ('finetune_25', 'finetune'), ('finetune_25', 'finetune_100'), ('finetune_k0', 'finetune_100'),
+         ('finetune_gold', 'finetune_100'), ('finetune', 'grpo'), ('warmup', 'grpo'), ('warmup_long', 'grpo'))
 """(a, b) whose difference b - a is told."""
 
 DECODINGS = {

@@ -2,6 +2,8 @@
 
     python -m intersyn_jax export --config=configs/anole.py --workdir=runs/anole --policy=warmup --out=FOLDER
 
+With `--data=FORMAT` it is conversations that are exported instead: see `export_data`.
+
 The folder has the tensors of the downloaded one, by name, shape and type, in safetensors files, and its config.json, tokenizer
 and templates. The policy `convert` gives the same tensors bit for bit. What training in another type (`convert --dtype`) has
 gained beyond the stored one is rounded away. Rows that the layout added for its tags have no place in the family's tables: they
@@ -23,6 +25,7 @@ from intersyn_jax.models.families.folder import Part
 from intersyn_jax.models.families.weights import Spec
 from intersyn_jax.stages.common import Run
 from intersyn_jax.stages.converted import FEATURES, IMAGE, Converted, folder_of
+from intersyn_jax.stages.export_data import empty_folder, export_data
 from intersyn_jax.stages.parts import policy_folder
 from intersyn_jax.training import checkpoints
 
@@ -32,9 +35,13 @@ def run(run: Run) -> epath.Path:
   policy = run.options.get('policy', 'convert')
   if not run.options.get('out'):
     raise UserError('--out is missing: name the folder to write')
-  out = pathlib.Path(run.options['out'])
-  if out.exists() and (not out.is_dir() or any(out.iterdir())):
-    raise UserError(f'--out={out} is there already and not empty; name another folder')
+  if 'data' in run.options:
+    if 'policy' in run.options:
+      raise UserError('--policy and --data are both given: export one of them at a time')
+    return epath.Path(export_data(run, run.options['data'], run.options.get('split', 'refined'), run.options['out']))
+  if 'split' in run.options:
+    raise UserError('--split is given without --data: name the format of the conversations, e.g. --data=flat')
+  out = empty_folder(run.options['out'])
   source = policy_folder(run.workdir, policy)
   checkpoint = Converted(run.workdir, run.config)
   if checkpoints.latest_step(source) is None:

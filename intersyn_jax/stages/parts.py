@@ -38,6 +38,9 @@ POLICIES = {
     'finetune': ('finetune', 'checkpoints'),
     'finetune_k0': ('finetune', 'k0', 'checkpoints'),
     'finetune_gold': ('finetune', 'gold', 'checkpoints'),
+    'finetune_25': ('finetune', 'part25', 'checkpoints'),
+    'finetune_50': ('finetune', 'part50', 'checkpoints'),
+    'finetune_100': ('finetune', 'part100', 'checkpoints'),
     'grpo': ('grpo', 'checkpoints'),
 }
 """Where the checkpoints of each policy lie in a work folder."""
@@ -58,13 +61,14 @@ def temperatures_file(workdir: epath.PathLike) -> epath.Path:
 class Parts:
   """The parts of one run, built when first asked for."""
 
-  def __init__(self, run: Run):
+  def __init__(self, run: Run, devices: Sequence[jax.Device] | None = None):
     self.run = run
     self.config = run.config
+    self._devices = devices
 
   @functools.cached_property
   def mesh(self) -> Mesh:
-    return sharding.make_mesh(self.config.mesh)
+    return sharding.make_mesh(self.config.mesh, self._devices)
 
   @functools.cached_property
   def checkpoint(self) -> Converted | None:

@@ -71,6 +71,7 @@ def page(workdir: epath.PathLike, config: Mapping[str, Any]) -> tuple[str, list[
              ('time of all stages', duration(sum(s['seconds'] for s in done))),
              ('devices', last.get('devices', 'none yet')),
              ('configuration', last.get('config_hash', '-'))],
+      dataset_page=(workdir / 'synthesize' / 'dataset.html').exists(),
       dimensions=ALL_DIMENSIONS, scores=scores, gallery=_gallery(workdir, missing), traces=_traces(workdir, traces, missing),
       judge=_judge(workdir, missing), curves=_curves(workdir, missing), tokenizer=_reconstructions(workdir, missing),
       manifests=_manifests(workdir, missing), stages=stages, config=list(leaves(config)),

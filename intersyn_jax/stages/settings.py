@@ -22,7 +22,7 @@ EXAMPLE = '--config=configs/storyworld.py:tiny'
 OPTIONS = {
     'sample': ('question', 'policy', 'greedy', 'seed', 'out'),
     'convert': ('from', 'family', 'dtype'),
-    'export': ('policy', 'out'),
+    'export': ('policy', 'data', 'split', 'out'),
 }
 """Flags of a stage that are not configuration."""
 

@@ -27,11 +27,11 @@ from intersyn_jax.evaluation.truth import truth
 from intersyn_jax.interleave import layout
 from intersyn_jax.interleave.types import DIMENSIONS, text_of
 from intersyn_jax.judge import metrics
-from intersyn_jax.stages.common import Run, read_json, run_stage
+from intersyn_jax.stages.common import Run, read_json
 from intersyn_jax.stages.evaluate import DECODINGS, judged
 from intersyn_jax.stages.judge import BASELINES
 from intersyn_jax.stages.parts import Parts, identity
-from intersyn_jax.studies.seeds import adopt
+from intersyn_jax.studies.seeds import run_stages, study
 from intersyn_jax.training.metrics import replace_text
 from intersyn_jax.training.progress import duration
 
@@ -63,21 +63,12 @@ def run(config: ml_collections.ConfigDict, workdir: str, seeds: Sequence[int], c
     one.check_config('grpo')
   first = next(iter(runs.values()))
   first.say(announcement(runs))
-  rows: list[dict[str, Any]] = []
-  for number, (seed, one) in enumerate(runs.items(), start=1):
-    one.say(f'seed {seed} ({number}/{len(runs)}): {one.workdir}')
-    for stage in STAGES:
-      if stage in ('data', 'tokenizer'):
-        adopt(one, stage, [other for other in runs.values() if other is not one])
-      run_stage(one, stage)
-    rows += rows_of(one, seed)
-    if one.active:
-      replace_text(folder / 'judge_baselines.json', json.dumps(rows, indent=1, allow_nan=False))
-      replace_text(folder / 'judge_baselines.md', page(rows, {s: runs[s] for s in list(runs)[:number]}, command))
-  for line in verdicts(rows):
-    first.say(line)
-  first.say(f'rows: {folder / "judge_baselines.json"}, table: {folder / "judge_baselines.md"}')
-  return rows
+
+  def make(one: Run, seed: int) -> list[dict[str, Any]]:
+    run_stages(one, STAGES, runs.values())
+    return rows_of(one, seed)
+
+  return study('judge_baselines', folder, runs, make, lambda rows, done: page(rows, done, command), verdicts)
 
 
 def of_seed(config: ml_collections.ConfigDict, seed: int) -> ml_collections.ConfigDict:

@@ -18,21 +18,17 @@ from etils import epath
 from intersyn_jax.data import shards
 from intersyn_jax.evaluation import statistics
 from intersyn_jax.stages import PIPELINE
-from intersyn_jax.stages.common import Run, run_stage
+from intersyn_jax.stages.common import Run
 from intersyn_jax.stages.evaluate import PAIRS, read_scores
-from intersyn_jax.stages.finetune import finetune
-from intersyn_jax.stages.parts import Parts, policy_folder
+from intersyn_jax.stages.parts import policy_folder
 from intersyn_jax.studies import table
-from intersyn_jax.studies.seeds import adopt, size_of
+from intersyn_jax.studies.seeds import run_stages, size_of, train_control
 from intersyn_jax.training import checkpoints
 from intersyn_jax.training.metrics import replace_text
 from intersyn_jax.training.progress import duration
 
 PROMPTS = 1000
 """Held-out prompts that a claim rests on, at least."""
-
-SHARED = ('data', 'tokenizer')
-"""Stages that seeds share where their configuration is the same for all."""
 
 CONTROLS = ('finetune_k0', 'finetune_gold')
 SECONDS: Mapping[str, Mapping[str, float]] = {
@@ -79,12 +75,10 @@ def of_seed(config: ml_collections.ConfigDict, seed: int) -> ml_collections.Conf
 
 def run_seed(run: Run, others: Sequence[Run]) -> None:
   """All stages of one seed, with the controls before `evaluate`."""
-  for stage in PIPELINE:
-    if stage in SHARED:
-      adopt(run, stage, others)
-    if stage == 'evaluate':
-      train_controls(run)
-    run_stage(run, stage)
+  before = PIPELINE.index('evaluate')
+  run_stages(run, PIPELINE[:before], others)
+  train_controls(run)
+  run_stages(run, PIPELINE[before:], others)
 
 
 def train_controls(run: Run) -> None:
@@ -92,21 +86,11 @@ def train_controls(run: Run) -> None:
 
   A control without any conversation is left out, and so are its claims; that can only happen to a toy run.
   """
-  todo = [name for name in CONTROLS if (checkpoints.latest_step(policy_folder(run.workdir, name)) or -1) <
-          run.config.finetune.steps]
-  if not todo:
-    return
-  run.require('finetune')
-  parts = Parts(run)
   sizes = control_sizes(run)
-  sources = {'finetune_k0': lambda: shards.open_split(run.workdir / 'synthesize' / 'data', 'unrefined'),
-             'finetune_gold': lambda: parts.conversations('gold')}
-  for name in todo:
+  for name in CONTROLS:
     if sizes[name] < sizes['finetune'] or not sizes[name]:
       run.say(f'{name}: {sizes[name]} conversations, finetune had {sizes["finetune"]}')
-    if sizes[name]:
-      source = sources[name]()
-      finetune(run, parts, [source[i] for i in range(sizes[name])], name, policy_folder(run.workdir, name).parent)
+    train_control(run, name, sizes[name])
 
 
 def control_sizes(run: Run) -> dict[str, int]:

@@ -52,25 +52,29 @@ def verdicts(rows: Sequence[Row], start: str) -> list[str]:
       found = {row['seed']: row['differences'][a] for row in rows
                if (row['setting'], row['decoding'], row['scorer']) == (b, decoding, 'truth') and row['seed'] != 'all'
                and a in row['differences']}
-      if not found:
-        lines.append(f'not measured: {words} ({decoding}): no ground-truth scores of {a} and {b}')
-        continue
-      failed = [seed for seed, d in found.items() if d['ci95'][0] <= 0]
-      figures = ', '.join(f'seed {seed} {_signed(d)}' for seed, d in found.items())
-      if not failed:
-        lines.append(f'holds: {words} ({b} - {a}, {decoding}): {figures}')
-      else:
-        below = [seed for seed in failed if found[seed]['ci95'][1] < 0]
-        tail = f'; the opposite in seed {_list(below)}' if below else ''
-        lines.append(f'DOES NOT HOLD in seed {_list(failed)}: {words} ({b} - {a}, {decoding}): {figures}{tail}')
+      lines.append(verdict(f'{words} ({b} - {a})', decoding, found))
   return lines
+
+
+def verdict(words: str, decoding: str, found: Mapping[Any, Mapping[str, Any]]) -> str:
+  """Whether differences {difference, ci95}, by seed, are all above 0."""
+  if not found:
+    return f'not measured: {words}, {decoding}: no ground-truth scores of both'
+  failed = [seed for seed, d in found.items() if d['ci95'][0] <= 0]
+  figures = ', '.join(f'seed {seed} {signed(d)}' for seed, d in found.items())
+  if not failed:
+    return f'holds: {words}, {decoding}: {figures}'
+  below = [seed for seed in failed if found[seed]['ci95'][1] < 0]
+  tail = f'; the opposite in seed {_list(below)}' if below else ''
+  return f'DOES NOT HOLD in seed {_list(failed)}: {words}, {decoding}: {figures}{tail}'
 
 
 def _list(values: Sequence[Any]) -> str:
   return ', '.join(map(str, values))
 
 
-def _signed(d: Mapping[str, Any]) -> str:
+def signed(d: Mapping[str, Any]) -> str:
+  """A difference with its interval."""
   low, high = d['ci95']
   return f'{d["difference"]:+.3f} [{low:+.3f}, {high:+.3f}]'
 

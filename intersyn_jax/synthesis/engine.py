@@ -8,6 +8,7 @@ results to the bit.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Hashable, Mapping
 from typing import TypeVar
@@ -41,16 +42,17 @@ class _Waiting:
   samples: list[Hashable]
 
 
-def advance(crew: Crew, samples: Mapping[K, Steps[T]], *, on_batch: Callable[[int], None] | None = None,
+def advance(crew: Crew, samples: Mapping[K, Steps[T]], *, in_flight: int = 0, on_batch: Callable[[int], None] | None = None,
             loads: dict[str, Load] | None = None, known: dict[Request, Result] | None = None) -> dict[K, T]:
-  """Runs generators to their ends, all side by side.
+  """Runs generators to their ends, side by side.
 
   Equal requests (same address, same prompt) are answered once, so that a conversation and its unrefined twin share what
   they have in common.
 
   Args:
     crew: who answers.
-    samples: generators of requests by name; their order decides the order in batches.
+    samples: generators of requests by name; they are begun in this order. Long ones first keeps the last batches full.
+    in_flight: how many run at once at most; the next begins when one ends. 0 runs all at once.
     on_batch: called after each batch with the number of samples that have ended.
     loads: is added to, by lane.
     known: results that are there already; is added to.
@@ -71,6 +73,7 @@ def advance(crew: Crew, samples: Mapping[K, Steps[T]], *, on_batch: Callable[[in
         request = samples[name].send(result)
       except StopIteration as stop:
         ended[name] = stop.value
+        begin(1)
         return
       if request in known:
         result = known[request]
@@ -82,8 +85,12 @@ def advance(crew: Crew, samples: Mapping[K, Steps[T]], *, on_batch: Callable[[in
       waiting[request].samples.append(name)
       return
 
-  for name in samples:
-    step(name, None)
+  def begin(count: int) -> None:
+    for name in itertools.islice(names, count):
+      step(name, None)
+
+  names = iter(samples)
+  begin(in_flight or len(samples))
   while waiting:
     batch = fullest(waiting.values())
     worker, lane, size = batch[0].worker, batch[0].ticket.lane, batch[0].ticket.size

@@ -14,6 +14,7 @@ import json
 import os
 import pathlib
 import shutil
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -180,9 +181,12 @@ def read_conversations(folder: str | os.PathLike[str], windows: int, split: str)
 def read_traces(folder: str | os.PathLike[str], windows: int) -> Iterator[dict[str, Any]]:
   """The traces of all windows, in id order."""
   for number in range(windows):
-    data = (window_folder(folder, number) / 'traces.jsonl.gz').read_bytes()
-    for line in gzip.decompress(data).decode().splitlines():
-      yield json.loads(line)
+    path = window_folder(folder, number) / 'traces.jsonl.gz'
+    try:
+      rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).decode().splitlines()]
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+      raise UserError(f'{path} cannot be read ({error}); remove its folder and run the stage again') from error
+    yield from rows
 
 
 # The data set.

@@ -5,8 +5,7 @@ random state: topic, templates and the number of turns follow from the seed and 
 every draw of a model from its address.
 
 The general operator of the paper is `_refine`: s_k = evaluate(x_k-1), x_k = revise(x_k-1, s_k), until the evaluator has no
-suggestion or k = K. Question, answer and image refinement are three uses of it. With `gated` a version that the judge
-scores lower than the one before is rolled back; otherwise the last version wins, as in the paper.
+suggestion or k = K. Question, answer and image refinement are three uses of it. Which version wins, `accept` says.
 """
 
 from __future__ import annotations
@@ -26,6 +25,11 @@ Steps = Generator[Request, Result, T]
 """Plain code that waits for results now and then, and gives a T in the end."""
 
 GENERATOR = 'seir'
+
+ALWAYS, GATED, BEST = 'always', 'gated', 'best'
+"""Which version wins: the last one, as in the paper; a revision only where the judge does not score it lower than what it came
+from, which else is revised again; of all versions the one that the judge scores highest."""
+ACCEPT = (ALWAYS, GATED, BEST)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +51,10 @@ class Method:
     templates, later_templates: one is drawn for the first turn, and one for each turn after it.
     turns: numbers of turns to draw from.
     rounds: K of each stage.
-    gated: roll back what the judge scores lower; needs a judge.
+    accept: which version wins, one of ACCEPT; all but ALWAYS need a judge.
+    suggestions: False draws a new first version instead of revising one, so that nothing the critic said is used: the control
+      of DESIGN 4. When to go on is still the critic's to say.
+    pictures: later turns see the last picture itself (its codes) and not its caption alone.
     retries: how often a completion that cannot be read is asked for again, with a new draw.
     question_words, caption_words: most words; longer ones count as unreadable.
     max_steps: most steps of an answer.
@@ -60,7 +67,9 @@ class Method:
   later_templates: Sequence[str]
   turns: Sequence[int] = (1,)
   rounds: Rounds = Rounds()
-  gated: bool = False
+  accept: str = ALWAYS
+  suggestions: bool = True
+  pictures: bool = False
   retries: int = 2
   question_words: int = roles.QUESTION_WORDS
   caption_words: int = roles.CAPTION_WORDS
@@ -69,16 +78,18 @@ class Method:
 
   def unrefined(self) -> Method:
     """The same conversations without refinement: their topics, templates and draws are the same."""
-    return dataclasses.replace(self, rounds=Rounds(0, 0, 0), gated=False)
+    return dataclasses.replace(self, rounds=Rounds(0, 0, 0), accept=ALWAYS)
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """What is settled before the first word: id, topic, and one template a turn."""
+  """What is settled before the first word: id, topic, and one template a turn; or one question a turn, which then is not
+  written and refined but taken as it is."""
 
   id: str
   topic: str
-  templates: tuple[str, ...]
+  templates: tuple[str, ...] = ()
+  questions: tuple[str, ...] = ()
 
 
 def plan(method: Method, index: int) -> Job:
@@ -106,7 +117,8 @@ class Round:
     version: a question, the steps of an answer, or a picture.
     critique: what was said of it, None where nobody was asked.
     decision: `revise` (it was sent to be revised), `stop` (nothing to mend), `last` (rounds used up), `rollback` (worse than
-      the version before, taken back), `failed` (its critique or its revision could not be read; it was kept).
+      a version before it, taken back), `failed` (its critique or its revision could not be read). The last version that was not
+      taken back is the one that stands.
     scores: of the judge, where asked.
   """
 
@@ -162,10 +174,10 @@ def converse(job: Job, method: Method) -> Steps[Product]:
   """Makes one conversation. A turn that fails is dropped with all after it; without a first turn it is rejected."""
   turns: list[Turn] = []
   traces: list[TurnTrace] = []
-  history: list[tuple[str, str]] = []
+  history: list[roles.Shown] = []
   reason = ''
-  for number, template in enumerate(job.templates):
-    desk = _Desk(job, number, method, TurnTrace(template), tuple(turns))
+  for number in range(len(job.questions or job.templates)):
+    desk = _Desk(job, number, method, TurnTrace('' if job.questions else job.templates[number]), tuple(turns))
     traces.append(desk.trace)
     try:
       question = yield from _refine_question(desk, history)
@@ -178,25 +190,42 @@ def converse(job: Job, method: Method) -> Steps[Product]:
       break
     turn = Turn((Text(question),), _answer(steps, pictures))
     turns.append(turn)
-    history.append((question, pictures[-1].caption))
+    history.append(roles.Shown(question, pictures[-1].caption, pictures[-1].image if method.pictures else None))
   if not turns:
     return Product(job, None, tuple(traces), reason)
   made = Conversation(job.id, job.topic, tuple(turns), (), GENERATOR, method.seed, trace=job.id)
   return Product(job, made, tuple(traces), reason)
 
 
+def ask(job: Job, method: Method) -> Steps[TurnTrace]:
+  """Question refinement alone: the trace of a first turn that ends with its question."""
+  desk = _Desk(job, 0, method, TurnTrace(job.templates[0]), ())
+  try:
+    yield from _refine_question(desk, ())
+  except Failed as failure:
+    desk.trace.failure = str(failure)
+  return desk.trace
+
+
 def _refine_question(desk: _Desk, history: roles.History) -> Steps[str]:
-  """QR: q = Phi(q0 | topic, history)."""
+  """QR: q = Phi(q0 | topic, history). No judge scores questions, so that the last version wins always."""
+  if desk.job.questions:
+    desk.trace.questions.append(Round(desk.job.questions[desk.turn]))
+    return desk.job.questions[desk.turn]
   subject = desk.job.topic.rsplit('/', 1)[-1]
 
   def evaluate(question: str, k: int) -> Steps[Critique]:
     return desk.write('question_critique', roles.question_critique(subject, question, history), roles.parse_critique, k)
 
+  def write(k: int = 0) -> Steps[str]:
+    return desk.write('question_write', roles.question_write(subject, desk.trace.template, history), desk.question, k)
+
   def revise(question: str, suggestion: str, k: int) -> Steps[str]:
+    if not desk.method.suggestions:
+      return write(k)
     return desk.write('question_revise', roles.question_revise(question, suggestion), desk.question, k)
 
-  first = yield from desk.write('question_write', roles.question_write(subject, desk.trace.template, history), desk.question)
-  return (yield from _refine(first, desk.method.rounds.question, desk.trace.questions, evaluate, revise))
+  return (yield from _refine((yield from write()), desk.method.rounds.question, desk.trace.questions, evaluate, revise))
 
 
 def _refine_answer(desk: _Desk, question: str, history: roles.History) -> Steps[list[AnswerStep]]:
@@ -205,7 +234,12 @@ def _refine_answer(desk: _Desk, question: str, history: roles.History) -> Steps[
   def evaluate(steps: list[AnswerStep], k: int) -> Steps[Critique]:
     return desk.write('answer_critique', roles.answer_critique(question, steps, history), roles.parse_critique, k)
 
+  def write(k: int = 0) -> Steps[list[AnswerStep]]:
+    return desk.write('answer_write', roles.answer_write(question, history), desk.answer, k)
+
   def revise(steps: list[AnswerStep], suggestion: str, k: int) -> Steps[list[AnswerStep]]:
+    if not desk.method.suggestions:
+      return write(k)
     return desk.write('answer_revise', roles.answer_revise(question, steps, suggestion), desk.answer, k)
 
   def measure(steps: list[AnswerStep]) -> Steps[tuple[float, ...] | None]:
@@ -213,9 +247,8 @@ def _refine_answer(desk: _Desk, question: str, history: roles.History) -> Steps[
     rating: Rating | None = yield desk.rate(Turn((Text(question),), tuple(Text(step.text) for step in steps)))
     return None if rating is None else rating.whole[:1]
 
-  first = yield from desk.write('answer_write', roles.answer_write(question, history), desk.answer)
-  return (yield from _refine(first, desk.method.rounds.answer, desk.trace.answers, evaluate, revise,
-                             measure if desk.method.gated else None))
+  return (yield from _refine((yield from write()), desk.method.rounds.answer, desk.trace.answers, evaluate, revise, measure,
+                             desk.method.accept))
 
 
 def _refine_picture(desk: _Desk, question: str, steps: Sequence[AnswerStep], before: Sequence[Picture],
@@ -232,6 +265,8 @@ def _refine_picture(desk: _Desk, question: str, steps: Sequence[AnswerStep], bef
     return desk.look('image_critique', prompt, roles.parse_critique, number, k)
 
   def revise(picture: Picture, suggestion: str, k: int) -> Steps[Picture]:
+    if not desk.method.suggestions:
+      return (yield from draw(picture.caption, k))
     caption = yield from desk.write('caption_revise', roles.caption_revise(picture.caption, suggestion), desk.caption, k,
                                     number)
     return (yield from draw(caption, k))
@@ -243,14 +278,13 @@ def _refine_picture(desk: _Desk, question: str, steps: Sequence[AnswerStep], bef
 
   rounds: list[Round] = []
   desk.trace.images.append(rounds)
-  first = yield from draw(step.caption, 0)
-  return (yield from _refine(first, desk.method.rounds.image, rounds, evaluate, revise,
-                             measure if desk.method.gated else None))
+  return (yield from _refine((yield from draw(step.caption, 0)), desk.method.rounds.image, rounds, evaluate, revise, measure,
+                             desk.method.accept))
 
 
 def _refine(first: T, limit: int, trace: list[Round], evaluate: Callable[[T, int], Steps[Critique]],
             revise: Callable[[T, str, int], Steps[T]],
-            measure: Callable[[T], Steps[tuple[float, ...] | None]] | None = None) -> Steps[T]:
+            measure: Callable[[T], Steps[tuple[float, ...] | None]] | None = None, accept: str = ALWAYS) -> Steps[T]:
   """x_k = revise(x_k-1, s_k) with s_k = evaluate(x_k-1), until there is nothing to mend or k = `limit`.
 
   Args:
@@ -258,30 +292,37 @@ def _refine(first: T, limit: int, trace: list[Round], evaluate: Callable[[T, int
     limit: K.
     trace: gets one Round for every version.
     evaluate, revise: given the version and k (and the suggestion).
-    measure: scores a version; one of a lower mean than the version it came from is rolled back. None accepts all.
+    measure: scores of a version; their sum is compared. Asked for once there is something to compare.
+    accept: which version wins, see ACCEPT.
   """
-  best = Round(first)
-  trace.append(best)
+  best = current = Round(first)
+  trace.append(current)
   try:
     for k in range(1, limit + 1):
-      if best.critique is None:  # after a rollback what was said of the version still holds
-        best.critique = yield from evaluate(best.version, k)
-      if best.critique.stop:
-        best.decision = 'stop'
+      if current.critique is None:  # after a rollback what was said of the version still holds
+        current.critique = yield from evaluate(current.version, k)
+      if current.critique.stop:
+        current.decision = 'stop'
         break
-      revised = Round((yield from revise(best.version, best.critique.suggestion, k)))
-      best.decision = 'revise'
+      revised = Round((yield from revise(current.version, current.critique.suggestion, k)))
+      current.decision = 'revise'
       trace.append(revised)
-      if measure is not None:
+      if accept != ALWAYS:
         if best.scores is None:
           best.scores = yield from measure(best.version)
         revised.scores = yield from measure(revised.version)
         if _lower(revised.scores, best.scores):
-          revised.decision = 'rollback'
+          if accept == GATED:
+            revised.decision = 'rollback'
+          else:
+            current = revised
           continue
-      best = revised
+      best = current = revised
   except Failed:
-    best.decision = 'failed'
+    current.decision = 'failed'
+  place = next(place for place, entry in enumerate(trace) if entry is best)
+  for worse in trace[place + 1:]:
+    worse.decision = 'rollback'
   return best.version
 
 

@@ -1,5 +1,7 @@
 """Role prompts and parsers."""
 
+import dataclasses
+
 import pytest
 
 from intersyn_jax.data import roles
@@ -60,7 +62,7 @@ def test_word_limits():
 
 
 def test_prompts_begin_with_their_tag_and_hold_their_parts():
-  history = [('old question', 'old caption'), ('last question', 'last caption')]
+  history = [roles.Shown('old question', 'old caption'), roles.Shown('last question', 'last caption')]
   image = Image(b'png', caption='secret')
   prompts = {
       'question_write': roles.question_write('cats', 'show *', history),
@@ -82,3 +84,13 @@ def test_prompts_begin_with_their_tag_and_hold_their_parts():
                                                   'answer_critique'))
   assert prompts['image_critique'][1] == Image(b'png')
   assert len({text_of(segments) for segments in prompts.values()}) == len(prompts)
+
+
+def test_history_carries_the_last_picture_where_there_is_one():
+  shown = Image(b'png', caption='secret')
+  history = [roles.Shown('old', 'a dog', Image(b'old')), roles.Shown('last', 'a cat', shown)]
+  for segments in (roles.answer_write('show it', history), roles.question_write('cats', 'show *', history)):
+    before, image, after = segments
+    assert before.text.endswith('after : last shown : a cat') and image == Image(b'png') and after.text.startswith('now :')
+  (alone,) = roles.answer_write('show it', [dataclasses.replace(history[-1], image=None)])
+  assert alone.text.endswith('shown : a cat now : show it')

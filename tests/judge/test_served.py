@@ -80,7 +80,7 @@ def test_samples_are_averaged_and_have_seeds_of_their_own():
   assert len({request.body['seed'] for request in requests}) == 3
   assert one.summary() | {'cost': 0} == dict(
       judged=1, failed=0, reasons={}, bad_replies={}, from_log=0, log_ignored=0, requests_failed={}, requests=3, retries=0,
-      replies=3, unmetered=0, input_tokens=300, output_tokens=30, cost=0, details={})
+      replies=3, pictures=0, unmetered=0, input_tokens=300, output_tokens=30, cost=0, details={})
 
 
 def test_the_request_holds_texts_and_pictures_in_order_and_the_schema():

@@ -8,7 +8,7 @@ import numpy as np
 from intersyn_jax.evaluation import statistics
 from intersyn_jax.stages import common, evaluate
 from intersyn_jax.studies import __main__ as cli
-from intersyn_jax.studies import main_job, table
+from intersyn_jax.studies import main_job, seeds, table
 
 LEVELS = {'chance': 1.0, 'warmup': 3.0, 'warmup_long': 3.1, 'finetune': 3.3, 'finetune_k0': 3.1, 'grpo': 3.6}
 
@@ -66,14 +66,14 @@ def test_verdicts_say_where_a_claim_holds():
   assert all(line.startswith('holds: ') for line in lines), lines
   assert sum('GRPO betters' in line for line in lines) == 2  # sampled and greedy
   assert sum('is above chance' in line for line in lines) == 2 * 5
-  assert any('grpo - finetune, sampled' in line and 'seed 0 +0.' in line and 'seed 1 +0.' in line for line in lines)
+  assert any('(grpo - finetune), sampled' in line and 'seed 0 +0.' in line and 'seed 1 +0.' in line for line in lines)
 
 
 def test_verdicts_say_where_a_claim_fails():
   lines = table.verdicts(rows_of(0) + rows_of(1, grpo=3.3) + rows_of(2, grpo=2.0), 'finetune')
-  line = next(x for x in lines if 'grpo - finetune, sampled' in x)
+  line = next(x for x in lines if '(grpo - finetune), sampled' in x)
   assert line.startswith('DOES NOT HOLD in seed 1, 2: ') and line.endswith('the opposite in seed 2')
-  assert next(x for x in lines if 'finetune - finetune_k0, greedy' in x).startswith('holds')
+  assert next(x for x in lines if '(finetune - finetune_k0), greedy' in x).startswith('holds')
 
 
 def test_verdicts_use_the_truth_alone_and_not_the_pooled_seeds():
@@ -83,7 +83,7 @@ def test_verdicts_use_the_truth_alone_and_not_the_pooled_seeds():
   for row in made:
     if row['scorer'] == 'judge':
       row['differences'] = dict.fromkeys(row['differences'], far)
-  line = next(x for x in table.verdicts(made, 'finetune') if 'grpo - finetune, sampled' in x)
+  line = next(x for x in table.verdicts(made, 'finetune') if '(grpo - finetune), sampled' in x)
   assert line.startswith('DOES NOT HOLD in seed 0: ') and '+9' not in line
 
 
@@ -139,13 +139,13 @@ def test_seeds_share_what_is_the_same(tmp_path, monkeypatch):
   monkeypatch.setitem(common.SECTIONS, 'data', ('data',))
   monkeypatch.setitem(common.SECTIONS, 'warmup', ('seed', 'warmup'))
   one, two = (common.Run(main_job.of_seed(config, s), tmp_path / f'seed{s}') for s in (0, 1))
-  assert not main_job.adopt(two, 'data', [one])
+  assert not seeds.adopt(two, 'data', [one])
   complete(one, 'data')
-  assert main_job.adopt(two, 'data', [one]) and two.complete('data')
+  assert seeds.adopt(two, 'data', [one]) and two.complete('data')
   assert (two.workdir / 'data' / 'sub' / 'file').read_text() == 'of seed0'
-  assert not main_job.adopt(two, 'data', [one])  # it is there
+  assert not seeds.adopt(two, 'data', [one])  # it is there
   complete(one, 'warmup')
-  assert not main_job.adopt(two, 'warmup', [one])  # another seed
+  assert not seeds.adopt(two, 'warmup', [one])  # another seed
 
 
 def test_announcement(tmp_path):
@@ -168,8 +168,8 @@ def test_controls_have_the_size_of_finetune(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(main_job.shards, 'open_split', opened)
   monkeypatch.setattr(main_job.shards, 'splits', lambda folder: sorted(sizes))
   parts = type('Parts', (), {'conversations': lambda self, split: opened('', split)})
-  monkeypatch.setattr(main_job, 'Parts', lambda run: parts())
-  monkeypatch.setattr(main_job, 'finetune', lambda run, parts, given, label, folder: trained.append(
+  monkeypatch.setattr(seeds, 'Parts', lambda run: parts())
+  monkeypatch.setattr(seeds, 'finetune', lambda run, parts, given, label, folder: trained.append(
       (label, len(given), folder.name)))
   main_job.train_controls(run)
   assert trained == [('finetune_k0', 4, 'k0'), ('finetune_gold', 5, 'gold')]

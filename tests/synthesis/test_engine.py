@@ -61,3 +61,27 @@ def test_equal_requests_are_answered_once():
   made = engine.advance(fake.crew(actor), {name: seir.converse(seir.plan(method, 5), method) for name in 'ab'})
   assert made['a'].conversation == made['b'].conversation
   assert len(actor.requests) == len({request.address for request in actor.requests})
+
+
+def test_no_more_run_at_once_than_may_and_results_are_the_same():
+  method, actor = fake.method(turns=(1, 2)), fake.Actor(rows=8)
+  running, most = set(), []
+
+  def watched(i):
+    running.add(i)
+    most.append(len(running))
+    made = yield from seir.converse(seir.plan(method, i), method)
+    running.remove(i)
+    return made
+
+  made = engine.advance(fake.crew(actor), {i: watched(i) for i in range(40)}, in_flight=10)
+  assert max(most) == 10 and list(made) == list(range(40))
+  assert [p.conversation for p in made.values()] == [p.conversation for p in run(40)[0].values()]
+
+
+def test_batches_stay_full_with_64_conversations_in_flight():
+  """The goal of the data engine: 85 % at least."""
+  method, actor, loads = fake.method(turns=(1, 2)), fake.Actor(rows=16), {}
+  samples = {i: seir.converse(seir.plan(method, i), method) for i in range(256)}
+  engine.advance(fake.crew(actor), samples, in_flight=64, loads=loads)
+  assert sum(load.requests for load in loads.values()) / sum(load.rows for load in loads.values()) >= 0.85

@@ -99,7 +99,7 @@ def falling(request):
 
 def test_a_lower_score_is_rolled_back_and_the_trace_keeps_the_versions():
   """Defect 3: the last revision always wins and overwrites the picture."""
-  product, actor = make(answering(rate=falling, image_critique='more', answer_critique='more'), gated=True)
+  product, actor = make(answering(rate=falling, image_critique='more', answer_critique='more'), accept='gated')
   turn = product.turns[0]
   assert decisions(turn.answers) == ['revise', 'rollback', 'last']  # round 2 is as good as round 0: kept
   assert [entry.scores for entry in turn.answers] == [(4.0,), (2.0,), (4.0,)]
@@ -110,14 +110,51 @@ def test_a_lower_score_is_rolled_back_and_the_trace_keeps_the_versions():
   assert len(actor.asked('image_critique')) == 2  # what was said of the standing version still holds
 
 
+def test_best_of_goes_on_from_the_last_version_and_keeps_the_one_that_scores_highest():
+  of = {'1': 1.0, '2': 5.0, '3': 3.0}  # by the round that a caption names; the first ones name none
+
+  def rate(request):
+    images = images_of(request.conversation.turns[-1].answer)
+    return Rating((4.0,) * 4, tuple((4.0, *[of.get(image.caption[-1], 2.0)] * 3) for image in images))
+
+  product, actor = make(answering(rate=rate, image_critique='more'), accept='best', rounds=Rounds(0, 0, 3))
+  for rounds, image in zip(product.turns[0].images, images_of(product.conversation.turns[0].answer), strict=True):
+    assert decisions(rounds) == ['revise', 'revise', 'revise', 'rollback']  # 1 was worse, and was revised all the same
+    assert rounds[2].version.image == image and [sum(r.scores) for r in rounds] == [6.0, 3.0, 15.0, 9.0]
+  captions = [text_of(r.prompt) for r in actor.asked('caption_revise')]
+  assert 'large red cross top left on sand 1' in captions[1] and 'large red cross top left on sand 2' in captions[2]
+
+
+def test_without_suggestions_a_revision_is_a_new_first_version():
+  product, actor = make(suggestions=False, rounds=Rounds(1, 1, 1))
+  assert not {r.address.role for r in actor.requests if not isinstance(r, Rate)} & {
+      'question_revise', 'answer_revise', 'caption_revise'}
+  for role in ('question_write', 'answer_write'):
+    first, second = actor.asked(role)
+    assert [first.address.round, second.address.round] == [0, 1]
+  assert [text_of(r.prompt) for r in actor.asked('answer_write')] == [
+      f'write answer : {text}' for text in [product.turns[0].questions[-1].version] * 2]
+  drawn = [(text_of(r.prompt), r.address.round) for r in actor.asked('draw')]
+  assert [k for _, k in drawn] == [0, 1, 0, 1] and drawn[0][0] == drawn[1][0]
+
+
+def test_given_questions_are_taken_as_they_are():
+  method, actor = fake.method(), fake.Actor()
+  job = seir.Job('mine-0', 'topic', questions=('draw one cat .', 'now a dog .'))
+  product = engine.advance(fake.crew(actor), {0: seir.converse(job, method)})[0]
+  assert [text_of(turn.question) for turn in product.conversation.turns] == ['draw one cat .', 'now a dog .']
+  assert [decisions(turn.questions) for turn in product.turns] == [['last'], ['last']]
+  assert not [r for r in actor.requests if not isinstance(r, Rate) and r.address.role.startswith('question')]
+
+
 def test_without_a_gate_the_last_version_wins():
-  product, actor = make(answering(rate=falling, image_critique='more', answer_critique='more'), gated=False)
+  product, actor = make(answering(rate=falling, image_critique='more', answer_critique='more'), accept='always')
   assert images_of(product.conversation.turns[0].answer)[0].caption.endswith(' 2')
   assert not any(isinstance(request, Rate) for request in actor.requests)
 
 
 def test_a_judge_that_fails_has_no_say_and_leaves_no_number():
-  product, _ = make(answering(rate=None), gated=True)
+  product, _ = make(answering(rate=None), accept='gated')
   assert decisions(product.turns[0].answers) == ['revise', 'stop'] and product.turns[0].answers[1].scores is None
 
 
@@ -213,8 +250,18 @@ def test_later_turns_see_the_turn_before():
   assert text_of(actor.asked('answer_write')[1].prompt).count(fake.QUESTION) == 2
 
 
+def test_later_turns_see_the_last_picture_where_the_method_says_so():
+  for pictures in (False, True):
+    product, actor = make(turns=(2,), pictures=pictures)
+    shown = images_of(product.conversation.turns[0].answer)[-1]
+    for role in ('question_write', 'question_critique', 'answer_write', 'answer_critique'):
+      prompt = next(r for r in actor.asked(role) if r.address.turn == 1).prompt
+      assert [image.codes.tolist() for image in images_of(prompt)] == [shown.codes.tolist()] * pictures
+      assert shown.caption in text_of(prompt)
+
+
 def test_the_unrefined_twin_shares_its_beginning_and_is_written_from_its_own_question():
-  method, actor = fake.method(gated=True), fake.Actor()
+  method, actor = fake.method(accept='gated'), fake.Actor()
   plain = method.unrefined()
   jobs = [seir.plan(m, 3) for m in (method, plain)]
   assert jobs[0] == jobs[1]
@@ -229,7 +276,7 @@ def test_the_unrefined_twin_shares_its_beginning_and_is_written_from_its_own_que
 
 
 def test_counts_add_up():
-  product, _ = make(answering(rate=falling, image_critique='more', answer_critique='none'), gated=True)
+  product, _ = make(answering(rate=falling, image_critique='more', answer_critique='none'), accept='gated')
   counts = seir.counts_of(product)
   assert counts['question_stop_1'] == (0.0, 1) and counts['question_stop_2'] == (1.0, 1)
   assert counts['answer_stop_1'] == (1.0, 1) and 'answer_accept' not in counts

@@ -18,16 +18,17 @@ def config(**fields) -> ConfigDict:
   return ConfigDict(dict(
       seed=3, data=dict(steps=(1, 2)), decode=dict(max_images=3), report=dict(conversations=2),
       synthesize=dict(
-          conversations=20, window=8, rounds=dict(question=1, answer=1, image=2), accept='gated', rate_finished=True,
-          turns=(1, 2), word_limits=dict(question=50, caption=65), retries=1, topics='', templates='',
-          duplicate_similarity=1.0, rows=8, rooms=dict(prompts=(96,)), shard_records=8) | fields))
+          conversations=20, window=8, in_flight=6, unrefined=True, rounds=dict(question=1, answer=1, image=2), accept='gated',
+          history_pictures=False, rate_finished=True, turns=(1, 2), word_limits=dict(question=50, caption=65), retries=1,
+          topics='', templates='', duplicate_similarity=1.0, rows=8, rooms=dict(prompts=(96,)), shard_records=8,
+          endpoints=dict(images=dict(url=''))) | fields))
 
 
 class Parts:
   """Only what the stage itself takes of the parts: pictures of codes."""
 
-  def __init__(self, run):
-    del run
+  def __init__(self, run, devices):
+    del run, devices
 
   def decode(self, codes: np.ndarray) -> np.ndarray:
     return np.broadcast_to(codes.astype(np.uint8)[:, :, :, None], (len(codes), 4, 1, 3)).copy()
@@ -86,6 +87,30 @@ def test_a_run_that_is_cut_ends_as_an_undisturbed_one(tmp_path, scripted, monkey
   assert one.keys() == two.keys() and [name for name in one if one[name] != two[name]] == []
 
 
+def test_each_process_makes_windows_of_its_own(tmp_path, scripted, monkeypatch):
+  """Here one after the other; test_processes.py starts real ones."""
+  synthesize.run(Run(config(), tmp_path / 'one'))
+  of = lambda run: sorted(path.name for path in (run.workdir / 'synthesize' / 'windows').iterdir())
+  run = Run(config(), tmp_path / 'two')
+  run.active = False
+  with monkeypatch.context() as second:
+    second.setattr(synthesize, 'barrier', lambda name: None)
+    second.setattr(synthesize.jax, 'process_count', lambda: 2)
+    second.setattr(synthesize.jax, 'process_index', lambda: 1)
+    with pytest.raises(UserError, match='window-00000'):  # without the barrier it does not wait for the first process
+      synthesize.run(run)
+  assert of(run) == ['window-00001']
+  synthesize.run(Run(config(), tmp_path / 'two'))
+  one, two = (files(tmp_path / name / 'synthesize') for name in ('one', 'two'))
+  assert [name for name in one if one[name] != two.get(name)] == []
+
+
+def test_without_unrefined_ones_there_is_one_split(tmp_path, scripted):
+  metrics = synthesize.run(Run(config(unrefined=False), tmp_path))
+  assert metrics['conversations'] == 20 and metrics['unrefined'] == 0
+  assert shards.splits(tmp_path / 'synthesize' / 'data') == ['refined']
+
+
 def test_finished_windows_are_not_made_again(tmp_path, scripted):
   synthesize.run(Run(config(), tmp_path))
   asked = len(scripted.requests)
@@ -119,7 +144,7 @@ def test_files_of_topics_and_templates_lose_placeholders_and_repetitions(tmp_pat
 
 
 @pytest.mark.parametrize(('fields', 'message'), [
-    (dict(accept='best'), 'config.synthesize.accept is'), (dict(window=0), 'config.synthesize.window is 0'),
+    (dict(accept='newest'), 'config.synthesize.accept is'), (dict(window=0), 'config.synthesize.window is 0'),
     (dict(topics='missing.json'), 'topics file missing.json cannot be read')])
 def test_mistakes_are_named(tmp_path, fields, message):
   with pytest.raises(UserError, match=message):

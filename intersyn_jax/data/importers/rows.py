@@ -8,6 +8,8 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import yaml
+
 from intersyn_jax.data import manifest
 from intersyn_jax.errors import UserError
 
@@ -68,7 +70,8 @@ def string(row: dict[str, Any], field: str) -> str:
 
 
 def load_topics(path: str | os.PathLike[str]) -> tuple[list[str], list[manifest.Rejected]]:
-  """Reads topics: a JSON list of strings, or nested objects of such lists, whose leaves become `domain/category/topic`.
+  """Reads topics: a list of strings, or nested objects of such lists, whose leaves become `domain/category/topic`. The file is
+  JSON, or YAML where its name ends with .yaml or .yml.
 
   Returns:
     Topics in file order, and what was dropped: empty entries, placeholders, repetitions (case does not count).
@@ -89,12 +92,13 @@ def _entries(path: str | os.PathLike[str], what: str) -> tuple[list[str], list[m
   try:
     text = path.read_text('utf-8-sig')
   except (OSError, UnicodeDecodeError) as error:
-    raise UserError(f'{what} file {path} cannot be read ({error}); give a JSON file with a list of {what}') from error
+    raise UserError(f'{what} file {path} cannot be read ({error}); give a JSON or YAML file with a list of {what}') from error
   if not text.strip():
     raise UserError(f'{what} file {path} is empty; give a JSON list of {what}')
   kept: dict[str, str] = {}
   dropped = []
-  for number, (group, entry) in enumerate(_leaves(_parse(path, text), ()), start=1):
+  parse = _parse_yaml if path.suffix in ('.yaml', '.yml') else _parse
+  for number, (group, entry) in enumerate(_leaves(parse(path, text), ()), start=1):
     where = f'{path.name} entry {number}'
     entry = ' '.join(entry.split()) if isinstance(entry, str) else entry
     if not isinstance(entry, str):
@@ -115,7 +119,7 @@ def _entries(path: str | os.PathLike[str], what: str) -> tuple[list[str], list[m
 def _leaves(node: Any, group: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
   if isinstance(node, dict):
     for key, value in node.items():
-      yield from _leaves(value, (*group, ' '.join(key.split())))
+      yield from _leaves(value, (*group, ' '.join(str(key).split())))
   elif isinstance(node, list):
     for value in node:
       yield from _leaves(value, group)
@@ -130,3 +134,23 @@ def _parse(path: pathlib.Path, text: str) -> Any:
     raise UserError(f'{path} is no JSON at line {error.lineno} ({error.msg}); mend that line') from error
   except RecursionError as error:
     raise UserError(f'{path} is nested too deeply to read; give a flat JSON list') from error
+
+
+class _Plain(yaml.SafeLoader):
+  """YAML without references: a few lines of them can stand for more than fits in memory, or for themselves."""
+
+  def compose_node(self, parent: Any, index: Any) -> Any:
+    if self.check_event(yaml.AliasEvent):
+      raise yaml.composer.ComposerError(None, None, 'references (*name) are not read', self.peek_event().start_mark)
+    return super().compose_node(parent, index)
+
+
+def _parse_yaml(path: pathlib.Path, text: str) -> Any:
+  try:
+    return yaml.load(text, _Plain)
+  except yaml.YAMLError as error:
+    mark = getattr(error, 'problem_mark', None)
+    where = f' at line {mark.line + 1}' if mark else ''
+    raise UserError(f'{path} is no YAML{where} ({getattr(error, "problem", None) or "bad text"}); mend that line') from error
+  except RecursionError as error:
+    raise UserError(f'{path} is nested too deeply to read; give a flat list') from error

@@ -62,8 +62,8 @@ def suggest(goal: Scene, seen: Scene) -> str:
   return ''
 
 
-def _damaged_scene(rng: random.Random, view: Scene, kinds: Sequence[str] = _SCENE_FLAWS) -> Scene:
-  """The scene with one fact wrong."""
+def _damaged_scene(rng: random.Random, view: Scene, kinds: Sequence[str] = _SCENE_FLAWS) -> tuple[str, Scene]:
+  """Which fact is wrong, and the scene with it."""
   kind = rng.choice(kinds)
   items = list(view.objects)
   item = rng.choice(items)
@@ -73,7 +73,7 @@ def _damaged_scene(rng: random.Random, view: Scene, kinds: Sequence[str] = _SCEN
     return (old + rng.randrange(1, count)) % count
 
   if kind == 'wrong_ground':
-    return Scene(other(len(GROUNDS), view.ground), view.objects)
+    return kind, Scene(other(len(GROUNDS), view.ground), view.objects)
   if kind == 'wrong_count':
     new = Object(rng.randrange(len(COLOURS)), rng.randrange(len(SHAPES)), rng.randrange(len(SIZES)), rng.choice(free))
     items.append(new)
@@ -90,7 +90,7 @@ def _damaged_scene(rng: random.Random, view: Scene, kinds: Sequence[str] = _SCEN
   names = [one.name for one in items]
   if not items or len(set(names)) < len(names):
     raise _Unfit
-  return story.scene(view.ground, items)
+  return kind, story.scene(view.ground, items)
 
 
 class _Case:
@@ -101,19 +101,22 @@ class _Case:
     self.topic: Topic = parse_topic(conversation.topic)
     turn = conversation.turns[-1]
     self.question = text_of(turn.question)
-    self.history = [(text_of(t.question), images_of(t.answer)[-1].caption) for t in conversation.turns[:-1]]
+    last = [(text_of(t.question), images_of(t.answer)[-1]) for t in conversation.turns[:-1]]
+    pictures = rng.random() < 0.5  # both forms of the history are learnt
+    self.history = [roles.Shown(question, image.caption, image if pictures else None) for question, image in last]
     self.images = images_of(turn.answer)
     self.steps = [AnswerStep(text, image.caption) for text, image in steps_of(turn.answer)]
     self.pixels = decode(self.images[0].data).shape[0]
     self.clean = rng.random() < CLEAN
+    self.flaw = ''
 
-  # Each flawed_* gives something wrong and the suggestion that mends it.
+  # Each flawed_* gives something wrong and the suggestion that mends it, and names the flaw.
 
   def flawed_question(self) -> tuple[str, str]:
     rng, text = self.rng, self.question
     request = language.parse_question(text)
     pictures = language.pictures_of(request.count)
-    kind = rng.choice(('topic', 'ground', 'number', 'absent', 'cut'))
+    kind = self.flaw = rng.choice(('topic', 'ground', 'number', 'absent', 'cut'))
     about = f'it must be about {self.topic.phrase}'
     if kind == 'number':
       wrong = language.pictures_of(rng.choice([n for n in (1, 2, 3, 4) if n != request.count]))
@@ -152,14 +155,14 @@ class _Case:
     j = rng.randrange(len(steps))
     text, caption = steps[j].text, steps[j].caption
     view = language.parse_caption(caption)
-    kind = rng.choice(('caption', 'caption', 'text', 'cut', 'redundant', 'repeat', 'step'))
+    kind = self.flaw = rng.choice(('caption', 'caption', 'text', 'cut', 'redundant', 'repeat', 'step'))
     where = f'step {_ORDINALS[j]} :'
     if kind == 'step':
       steps.pop()
       return steps, f'it must have {_ORDINALS[len(steps)]} step{"s" if len(steps) else ""}'
     if kind == 'caption':
       # Not the size: questions often leave it open, and then no size is wrong.
-      wrong = _damaged_scene(rng, view, [flaw for flaw in _SCENE_FLAWS if flaw != 'wrong_size'])
+      _, wrong = _damaged_scene(rng, view, [flaw for flaw in _SCENE_FLAWS if flaw != 'wrong_size'])
       steps[j] = AnswerStep(text, language.caption(wrong))
       return steps, f'{where} {suggest(view, wrong)}'
     if kind == 'text':
@@ -183,15 +186,17 @@ class _Case:
     step, image = self.steps[j], self.images[j]
     view = language.parse_caption(step.caption)
     if rng.random() < 0.25:
+      self.flaw = 'degraded'
       pixels = degrade(decode(image.data), rng.choice(DEGRADATIONS), rng)
       return step, Image(encode_png(pixels)), SHARPER
     told = language.parse_telling(step.text)
     if told is not None and told.kind == 'show' and rng.random() < 0.4:
       # The caption is wrong too; the text, which names every object, gives it away.
-      wrong = _damaged_scene(rng, view, ('wrong_colour', 'wrong_shape', 'missing_object', 'wrong_count'))
+      self.flaw, wrong = _damaged_scene(rng, view, ('wrong_colour', 'wrong_shape', 'missing_object', 'wrong_count'))
+      self.flaw = f'caption_{self.flaw}'
       step = AnswerStep(step.text, language.caption(wrong))
     else:
-      wrong = _damaged_scene(rng, view)
+      self.flaw, wrong = _damaged_scene(rng, view)
     return step, Image(encode_png(render(wrong, self.pixels, self.jitter, rng.getrandbits(24)))), suggest(view, wrong)
 
   def flawed_caption(self) -> tuple[str, str, str]:
@@ -199,7 +204,7 @@ class _Case:
     rng = self.rng
     caption = rng.choice(self.steps).caption
     view = language.parse_caption(caption)
-    wrong = _damaged_scene(rng, view)
+    self.flaw, wrong = _damaged_scene(rng, view)
     kind = rng.random()
     if kind < 0.15:
       return caption, SHARPER, caption
@@ -272,8 +277,9 @@ _MAKERS: dict[str, Callable[[_Case], tuple[Sequence[Segment], str]]] = {
     'caption_revise': _caption_revise,
 }
 
-_SHARES = {'question_write': 4, 'answer_write': 2}
-"""How often a role is drawn; 1 where it is not named. A whole question from a topic is the hardest to learn."""
+_SHARES = {'question_write': 3, 'question_critique': 2, 'question_revise': 2, 'answer_write': 3, 'answer_critique': 4,
+           'answer_revise': 3, 'image_critique': 4, 'caption_revise': 2}
+"""How often a role is drawn. Critics have the least to learn from in each example, a few words; and to compare is hard."""
 
 
 def role_example(seed: int, index: int, split: str = 'roles', *, pixels: int = 32, jitter: int = 0,
@@ -281,14 +287,14 @@ def role_example(seed: int, index: int, split: str = 'roles', *, pixels: int = 3
                  objects: int | Sequence[int] = 2, names: Sequence[str] | None = None) -> Conversation:
   """One example of one role (`names`: of which; default all), a conversation of a single turn.
 
-  The question is the role's prompt, the answer its right completion as text; `trace` names the role. Deterministic from
-  its arguments. Raises ValueError on an unknown role.
+  The question is the role's prompt, the answer its right completion as text; `trace` names the role, and behind a `/` the flaw
+  where there is one. Deterministic from its arguments. Raises ValueError on an unknown role.
   """
   rng = story.keyed(seed, index, split, 'role')
   names = list(names or _MAKERS)
   if unknown := set(names) - set(_MAKERS):
     raise ValueError(f'unknown role {min(unknown)!r}; there are {", ".join(_MAKERS)}')
-  role = rng.choices(names, [_SHARES.get(name, 1) for name in names])[0]
+  role = rng.choices(names, [_SHARES[name] for name in names])[0]
   gold = story.conversation(seed, index, split, pixels=pixels, jitter=jitter, turns=turns, steps=steps, objects=objects)
   case = _Case(rng, gold, jitter)
   for _ in range(100):  # a flaw that has no place in this case is drawn again
@@ -297,5 +303,6 @@ def role_example(seed: int, index: int, split: str = 'roles', *, pixels: int = 3
     except (_Unfit, flaws.Unfit, Impossible):
       continue
     turn = Turn(tuple(prompt), (Text(completion),))
-    return dataclasses.replace(gold, id=f'{split}-r-{seed}-{index}', turns=(turn,), generator='gold', trace=role)
+    return dataclasses.replace(gold, id=f'{split}-r-{seed}-{index}', turns=(turn,), generator='gold',
+                               trace=f'{role}/{case.flaw}'.rstrip('/'))
   raise AssertionError(f'no flaw fits {gold.id}')

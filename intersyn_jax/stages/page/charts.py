@@ -1,4 +1,4 @@
-"""Small charts as inline SVG: curves, scatter, intervals. Every mark tells its value when the pointer rests on it."""
+"""Small charts as inline SVG: curves, points, intervals, bars. Every mark tells its value when the pointer rests on it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ INK, GRID, MUTED = '#24292f', '#e6e8eb', '#6e7781'
 COLOURS = ('#2f6f9f', '#c2632d', '#3f8f5b', '#8a5fa8', '#b0383f', '#7a6a1f')
 POINTS = 160
 """Most points drawn of one curve; a longer one is averaged in equal windows."""
+BARS = 40
+"""Most bars of a histogram."""
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -132,9 +134,12 @@ def scatter(title: str, pairs: Sequence[Sequence[float]], note: str, width: int 
   return _svg(width, height, parts, title)
 
 
-def intervals(rows: Sequence[Mapping[str, object]], width: int = 760) -> Markup:
-  """Differences with their 95 % intervals around zero; a row is {label, value, low, high}. Coloured where 0 is outside."""
-  label, tail, step, top = 300, 150, 22, 8
+def intervals(rows: Sequence[Mapping[str, object]], width: int = 760, label: int = 300) -> Markup:
+  """Differences with their 95 % intervals around zero; a row is {label, value, low, high}. Coloured where 0 is outside.
+
+  `label` is the room for the labels.
+  """
+  tail, step, top = 150, 22, 8
   height = top + step * len(rows) + 24
   low = min(0.0, *(float(r['low']) for r in rows))
   high = max(0.0, *(float(r['high']) for r in rows))
@@ -180,3 +185,35 @@ def reliability(title: str, points: Sequence[tuple[float, float, float]], note: 
                  f'opacity="0.65"><title>said {x:.3f}, is {y:.3f}, {count:.0f} questions</title></circle>')
   parts.append(_text(left + side / 2, height - 4, 'probability said (across), true (up)', 'middle'))
   return _svg(width, height, parts, f'reliability of {title}')
+
+
+def histogram(title: str, counts: Mapping[int, int], width: int = 356, height: int = 196) -> Markup:
+  """Shares of whole numbers, `counts` being how often each occurs. The last bar also holds the few values beyond it."""
+  values = np.asarray(sorted(counts), np.int64)
+  sizes = np.asarray([counts[value] for value in values.tolist()], np.int64)
+  total = int(sizes.sum())
+  if not total:
+    return _svg(width, height, [_text(46, 14, title, colour=INK, size=12, weight='600'), _text(46, 32, 'none')], title)
+  below = np.cumsum(sizes)
+  quantile = lambda share: int(values[np.searchsorted(below, share * total)])
+  first, last, most = int(values[0]), quantile(0.995), int(values[-1])
+  wide = -(-(last - first + 1) // BARS)
+  bars = np.bincount((np.minimum(values, last) - first) // wide, sizes).astype(np.int64)
+  note = f'mean {number(float(values @ sizes / total))}, median {quantile(0.5)}, 95 % up to {quantile(0.95)}, most {most:,}'
+  left, right, top, bottom = 46, 8, 42, 24
+  one = (width - left - right) / len(bars)
+  high = float(bars.max()) / total
+  at = lambda share: height - bottom - share / high * (height - top - bottom)
+  parts = [_text(left, 14, title, colour=INK, size=12, weight='600'), _text(left, 30, note)]
+  for y in ticks(0, high, 3):
+    parts += [_line(left, at(y), width - right, at(y)), _text(left - 6, at(y) + 3.5, f'{100 * y:.3g} %', 'end')]
+  for i, size in enumerate(bars.tolist()):
+    low = first + i * wide
+    end = most if i == len(bars) - 1 else low + wide - 1
+    told = f'{low}' if end == low else f'{low} to {end:,}'
+    parts.append(f'<rect x="{left + i * one + one * 0.06:.1f}" y="{at(size / total):.1f}" width="{one * 0.88:.1f}" '
+                 f'height="{height - bottom - at(size / total):.1f}" fill="{COLOURS[0]}" opacity="0.75"><title>{told}: '
+                 f'{size:,} ({100 * size / total:.1f} %)</title></rect>')
+  for x in sorted({round(x) for x in ticks(first, last, 6) if abs(x - round(x)) < 1e-6}):
+    parts.append(_text(left + ((x - first) // wide + 0.5) * one, height - 8, f'{x:,}', 'middle'))
+  return _svg(width, height, parts, title)

@@ -39,3 +39,20 @@ def test_files_without_topics(tmp_path, text, words):
 def test_a_file_that_is_not_there(tmp_path):
   with pytest.raises(UserError, match='cannot be read'):
     rows.load_templates(tmp_path / 'nowhere.json')
+
+
+def test_topics_may_be_yaml(tmp_path):
+  path = tmp_path / 'topics.yaml'
+  path.write_text('animals:\n  cats:\n    - lynx\n    - Lynx\n  "2024": [puma]\nfood: [bread]\n')
+  topics, dropped = rows.load_topics(path)
+  assert topics == ['animals/cats/lynx', 'animals/2024/puma', 'food/bread'] and len(dropped) == 1
+
+
+@pytest.mark.parametrize(('text', 'message'), [
+    ('- ok\n- [bad', r'no YAML at line \d+'), ('a: &x [cat]\nb: *x\n', r'references .* are not read'),
+    ('!!python/object/apply:os.system ["true"]', 'no YAML at line 1')])
+def test_yaml_that_is_broken_or_does_more_than_list_is_refused(tmp_path, text, message):
+  path = tmp_path / 'topics.yml'
+  path.write_text(text)
+  with pytest.raises(UserError, match=message):
+    rows.load_topics(path)

@@ -15,21 +15,25 @@ from intersyn_jax.interleave.types import Text, images_of, text_of
 EXAMPLES = [role_example(0, i) for i in range(800)]
 
 
+def _role(one):
+  return one.trace.partition('/')[0]
+
+
 def _of(role):
-  return [one for one in EXAMPLES if one.trace == role]
+  return [one for one in EXAMPLES if _role(one) == role]
 
 
 def test_all_roles_occur_and_are_tagged():
-  assert {one.trace for one in EXAMPLES} == set(roles.TAGS)
+  assert {_role(one) for one in EXAMPLES} == set(roles.TAGS)
   for one in EXAMPLES:
     (turn,) = one.turns
-    assert text_of(turn.question).startswith(roles.TAGS[one.trace])
+    assert text_of(turn.question).startswith(roles.TAGS[_role(one)])
     assert isinstance(turn.answer[0], Text)
 
 
 def test_deterministic():
   assert [role_example(0, i) for i in range(20)] == EXAMPLES[:20]
-  assert role_example(0, 3, names=['caption_revise']).trace == 'caption_revise'
+  assert role_example(0, 3, names=['caption_revise']).trace.startswith('caption_revise/')
   with pytest.raises(ValueError, match='unknown role'):
     role_example(0, 0, names=['boss'])
 
@@ -38,6 +42,15 @@ def test_deterministic():
 def test_about_half_of_what_critics_see_is_clean(role):
   stops = [roles.parse_critique(text_of(one.turns[0].answer)).stop for one in _of(role)]
   assert 0.35 < sum(stops) / len(stops) < 0.65
+
+
+def test_the_trace_names_the_flaw_where_there_is_one():
+  for one in EXAMPLES:
+    role, _, flaw = one.trace.partition('/')
+    if role.endswith('critique'):
+      assert bool(flaw) != roles.parse_critique(text_of(one.turns[0].answer)).stop
+    else:
+      assert bool(flaw) == role.endswith('revise')
 
 
 def test_completions_parse():
