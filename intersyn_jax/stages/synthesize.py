@@ -19,6 +19,7 @@ from typing import Any
 import jax
 from etils import epath
 
+from intersyn_jax import sharding
 from intersyn_jax.data import manifest
 from intersyn_jax.data.importers import rows
 from intersyn_jax.data.storyworld import language, topics
@@ -138,6 +139,7 @@ def crew_of(run: Run, parts: Parts, method: seir.Method) -> Crew:
   rooms = Rooms(**config.rooms)
   if None in (language, critic, pictures):
     run.require('warmup')
+    sharding.check_rows(parts.mesh, config.rows, 'synthesize.rows')
     decoder = functools.partial(parts.decoder, text_temperature=config.text_temperature, text_top_p=config.text_top_p,
                                 image_temperature=config.image_temperature)
     writer = UnifiedWorker(decoder, parts.policy('writer'), parts.layout, seed=method.seed, rooms=rooms, rows=config.rows)

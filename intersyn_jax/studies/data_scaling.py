@@ -27,7 +27,7 @@ from intersyn_jax.stages.common import Run, run_stage
 from intersyn_jax.stages.evaluate import read_scores
 from intersyn_jax.studies import table
 from intersyn_jax.studies.main_job import PROMPTS
-from intersyn_jax.studies.seeds import run_stages, study, train_control
+from intersyn_jax.studies.seeds import run_stages, study, train_control, without_control
 from intersyn_jax.training.progress import duration
 
 STAGES = ('data', 'tokenizer', 'warmup', 'judge', 'synthesize', 'finetune')
@@ -65,8 +65,7 @@ def run(config: ml_collections.ConfigDict, workdir: str, seeds: Sequence[int], c
 
 def of_seed(config: ml_collections.ConfigDict, seed: int) -> ml_collections.ConfigDict:
   """The configuration of one seed: 200 % of the conversations, and prompts enough for a claim."""
-  mine = ml_collections.ConfigDict(config.to_dict())
-  mine.seed = seed
+  mine = without_control(config, seed)
   mine.synthesize.conversations = 2 * config.synthesize.conversations
   mine.synthesize.unrefined = True
   mine.evaluate.prompts = max(config.evaluate.prompts, min(PROMPTS, config.data.counts.test))
@@ -121,8 +120,7 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
               if row['setting'] == 'slope' and row['decoding'] == decoding}
     lines.append(table.verdict('more data teach more (slope over doublings)', decoding, slopes))
     for a, b, words in (('finetune_25', 'finetune', '200 % teach more than 25 %'),
-                        ('finetune_k0', 'finetune_100', 'refined data teach more than unrefined data of the same size'),
-                        ('warmup_long', 'finetune', '200 % are above the same time of supervised training')):
+                        ('finetune_k0', 'finetune_100', 'refined data teach more than unrefined data of the same size')):
       found = {row['seed']: row['differences'][a] for row in rows if row['setting'] == b and row['decoding'] == decoding
                and row['scorer'] == 'truth' and a in row['differences']}
       lines.append(table.verdict(f'{words} ({b} - {a})', decoding, found))

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import ml_collections
 from etils import epath
 
 from intersyn_jax.data import shards
@@ -46,6 +47,15 @@ def study(name: str, folder: epath.Path, runs: Mapping[int, Run], make: Callable
     first.say(line)
   first.say(f'rows: {folder / f"{name}.json"}, table: {folder / f"{name}.md"}')
   return rows
+
+
+def without_control(config: ml_collections.ConfigDict, seed: int) -> ml_collections.ConfigDict:
+  """The configuration of a seed without `warmup_long`, which only the main job compares with. Studies that leave the stages they
+  share at the same values can share a work folder."""
+  mine = ml_collections.ConfigDict(config.to_dict())
+  mine.seed = seed
+  mine.warmup.long_steps = 0
+  return mine
 
 
 def run_stages(run: Run, stages: Sequence[str], others: Iterable[Run]) -> None:

@@ -17,7 +17,7 @@ def scores(gain, seed=0):
   """Raw scores of 300 questions; each doubling of the data adds `gain`."""
   rng = np.random.default_rng(seed)
   prompt = rng.normal(0, 0.5, (300, 1))
-  levels = {'finetune_25': 0, 'finetune_50': 1, 'finetune_100': 2, 'finetune': 3, 'finetune_k0': 1.5, 'warmup_long': 0}
+  levels = {'finetune_25': 0, 'finetune_50': 1, 'finetune_100': 2, 'finetune': 3, 'finetune_k0': 1.5}
   return {name: {'sampled': {'truth': 3 + prompt + gain * doublings + rng.normal(0, 0.3, (300, 4))}}
           for name, doublings in levels.items()}
 
@@ -41,7 +41,7 @@ def test_the_slope_is_what_a_doubling_adds():
 
 def test_verdicts_and_page(monkeypatch):
   lines = data_scaling.verdicts([*rows(0.1), *rows(0.1, 1)])
-  assert len(lines) == 4 and all(line.startswith('holds') for line in lines), lines
+  assert len(lines) == 3 and all(line.startswith('holds') for line in lines), lines
   lines = data_scaling.verdicts([*rows(0.1), *rows(-0.1, 1)])
   assert all(line.startswith('DOES NOT HOLD in seed 1') for line in lines), lines
   run = types.SimpleNamespace(summary=lambda stage: {'devices': '1 x cpu', 'versions': 'v'}, workdir=None)
@@ -52,8 +52,9 @@ def test_verdicts_and_page(monkeypatch):
 
 
 def test_configuration_of_a_seed():
-  config = ml_collections.ConfigDict(dict(seed=0, synthesize=dict(conversations=30, unrefined=False), evaluate=dict(prompts=5),
-                                          data=dict(source='opening', counts=dict(test=1200))))
+  config = ml_collections.ConfigDict(dict(
+      seed=0, warmup=dict(long_steps=9), synthesize=dict(conversations=30, unrefined=False), evaluate=dict(prompts=5),
+      data=dict(source='opening', counts=dict(test=1200))))
   mine = data_scaling.of_seed(config, 2)
   assert (mine.seed, mine.synthesize.conversations, mine.synthesize.unrefined, mine.evaluate.prompts) == (2, 60, True, 1000)
   with pytest.raises(UserError, match=r'data\.source is storyworld'):

@@ -25,6 +25,7 @@ from intersyn_jax.data.storyworld.world import (
     Impossible,
     Object,
     Scene,
+    bind,
 )
 from intersyn_jax.interleave.types import Conversation, Image, Segment, Text, Turn, images_of, steps_of, text_of
 
@@ -33,6 +34,8 @@ CLEAN = 0.5
 SHARPER = 'the picture must be clear'
 """The suggestion for a degraded picture."""
 _ORDINALS = ('one', 'two', 'three', 'four')
+_ANSWER_FLAWS = ('unchanged', 'unchanged', 'unchanged', 'doubled', 'caption', 'text', 'cut', 'redundant', 'repeat', 'step')
+"""What a writer gets wrong most is told most: texts are soon right, but captions forget to do what their text says."""
 _SCENE_FLAWS = ('wrong_colour', 'wrong_shape', 'wrong_place', 'wrong_size', 'wrong_count', 'missing_object',
                 'wrong_ground')
 
@@ -93,6 +96,15 @@ def _damaged_scene(rng: random.Random, view: Scene, kinds: Sequence[str] = _SCEN
   return kind, story.scene(view.ground, items)
 
 
+def _doubled_scene(rng: random.Random, view: Scene) -> tuple[str, Scene]:
+  """The suggestion, and the scene with one object shown as another one of it: the commonest slip of a writer's captions."""
+  if len(view.objects) < 2:
+    raise _Unfit
+  item, other = rng.sample(view.objects, 2)
+  wrong = tuple(one._replace(colour=other.colour, shape=other.shape) if one is item else one for one in view.objects)
+  return f'the shape {PLACES[item.cell]} must be a {language.name_of(item.name)}', Scene(view.ground, wrong)
+
+
 class _Case:
   """The last turn of a gold conversation, with what the roles need of it."""
 
@@ -109,6 +121,31 @@ class _Case:
     self.pixels = decode(self.images[0].data).shape[0]
     self.clean = rng.random() < CLEAN
     self.flaw = ''
+
+  def before(self, j: int) -> Scene:
+    """The scene that the action of step j changes: what the question tells of it, with the sizes and places of the picture after
+    it. Raises _Unfit where the step only shows a scene."""
+    if j:
+      return language.parse_caption(self.steps[j - 1].caption)
+    if self.history:
+      return language.parse_caption(self.history[-1].caption)
+    request = language.parse_question(self.question)
+    if request.count > len(request.actions):
+      raise _Unfit
+    view = bind(request.scene, language.parse_caption(self.steps[0].caption))
+    objects = []
+    for item in view.objects:
+      free = [cell for cell in range(len(PLACES)) if view.at(cell) is None and all(cell != one.cell for one in objects)]
+      objects.append(item._replace(size=self.rng.randrange(len(SIZES)) if item.size is None else item.size,
+                                   cell=self.rng.choice(free) if item.cell is None else item.cell))
+    return story.scene(view.ground, objects)
+
+  def unchanged(self, j: int, view: Scene) -> tuple[str, Scene]:
+    """The suggestion, and the scene with the action of step j left undone."""
+    wrong = self.before(j)
+    if not suggest(view, wrong):
+      raise _Unfit
+    return suggest(view, wrong), wrong
 
   # Each flawed_* gives something wrong and the suggestion that mends it, and names the flaw.
 
@@ -155,11 +192,15 @@ class _Case:
     j = rng.randrange(len(steps))
     text, caption = steps[j].text, steps[j].caption
     view = language.parse_caption(caption)
-    kind = self.flaw = rng.choice(('caption', 'caption', 'text', 'cut', 'redundant', 'repeat', 'step'))
+    kind = self.flaw = rng.choice(_ANSWER_FLAWS)
     where = f'step {_ORDINALS[j]} :'
     if kind == 'step':
       steps.pop()
       return steps, f'it must have {_ORDINALS[len(steps)]} step{"s" if len(steps) else ""}'
+    if kind in ('unchanged', 'doubled'):
+      suggestion, wrong = self.unchanged(j, view) if kind == 'unchanged' else _doubled_scene(rng, view)
+      steps[j] = AnswerStep(text, language.caption(wrong))
+      return steps, f'{where} {suggestion}'
     if kind == 'caption':
       # Not the size: questions often leave it open, and then no size is wrong.
       _, wrong = _damaged_scene(rng, view, [flaw for flaw in _SCENE_FLAWS if flaw != 'wrong_size'])
@@ -180,16 +221,21 @@ class _Case:
     return steps, f'{where} the text must not repeat the picture'
 
   def flawed_image(self) -> tuple[AnswerStep, Image, str]:
-    """A step whose picture is wrong, now and then because its caption is."""
+    """A step whose picture is wrong, half of the time because its caption is."""
     rng = self.rng
     j = rng.randrange(len(self.steps))
     step, image = self.steps[j], self.images[j]
     view = language.parse_caption(step.caption)
-    if rng.random() < 0.25:
+    kind = rng.random()
+    if kind < 0.15:
       self.flaw = 'degraded'
       pixels = degrade(decode(image.data), rng.choice(DEGRADATIONS), rng)
       return step, Image(encode_png(pixels)), SHARPER
     told = language.parse_telling(step.text)
+    if kind < 0.65:
+      self.flaw = 'unchanged' if kind < 0.5 else 'doubled'
+      suggestion, wrong = self.unchanged(j, view) if kind < 0.5 else _doubled_scene(rng, view)
+      return AnswerStep(step.text, language.caption(wrong)), self._drawn(wrong), suggestion
     if told is not None and told.kind == 'show' and rng.random() < 0.4:
       # The caption is wrong too; the text, which names every object, gives it away.
       self.flaw, wrong = _damaged_scene(rng, view, ('wrong_colour', 'wrong_shape', 'missing_object', 'wrong_count'))
@@ -197,19 +243,28 @@ class _Case:
       step = AnswerStep(step.text, language.caption(wrong))
     else:
       self.flaw, wrong = _damaged_scene(rng, view)
-    return step, Image(encode_png(render(wrong, self.pixels, self.jitter, rng.getrandbits(24)))), suggest(view, wrong)
+    return step, self._drawn(wrong), suggest(view, wrong)
+
+  def _drawn(self, view: Scene) -> Image:
+    return Image(encode_png(render(view, self.pixels, self.jitter, self.rng.getrandbits(24))))
 
   def flawed_caption(self) -> tuple[str, str, str]:
     """A caption, a suggestion, the mended caption."""
     rng = self.rng
-    caption = rng.choice(self.steps).caption
+    j = rng.randrange(len(self.steps))
+    caption = self.steps[j].caption
     view = language.parse_caption(caption)
-    self.flaw, wrong = _damaged_scene(rng, view)
     kind = rng.random()
-    if kind < 0.15:
+    if kind < 0.1:
+      self.flaw = 'degraded'
       return caption, SHARPER, caption
+    if kind < 0.55:
+      self.flaw = 'unchanged' if kind < 0.4 else 'doubled'
+      suggestion, wrong = self.unchanged(j, view) if kind < 0.4 else _doubled_scene(rng, view)
+      return language.caption(wrong), suggestion, caption
+    self.flaw, wrong = _damaged_scene(rng, view)
     # The suggestion names what the picture lacks; where the caption had it already, it stands.
-    return (language.caption(wrong) if kind < 0.75 else caption), suggest(view, wrong), caption
+    return (language.caption(wrong) if kind < 0.9 else caption), suggest(view, wrong), caption
 
 
 def _template(question: str) -> str:
