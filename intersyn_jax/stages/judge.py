@@ -92,7 +92,8 @@ def _written(run: Run, parts: Parts) -> Rows:
   """Storyworld's answers. The student's early ones are on both sides, those of the later policy in the test alone."""
   data, section = run.config.data, run.config.judge
   samplers = {name: sampler(run, parts, parts.policy(policy))
-              for name, policy in (('sampled', 'warmup'), ('later_policy', 'warmup_long'))}
+              for name, policy in (('sampled', 'warmup'), ('later_policy', 'warmup_long'))
+              if checkpoints.latest_step(parts.policy_folder(policy)) is not None}
   corpus = Corpus(
       parts.layout, parts.encode, parts.decode, samplers, pixels=data.pixels, jitter=data.jitter, objects=data.objects,
       steps=data.steps, turns=data.turns, seed=run.config.seed, max_steps=section.max_steps, held_out=section.held_out,

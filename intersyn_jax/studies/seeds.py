@@ -19,6 +19,9 @@ from intersyn_jax.training.metrics import replace_text
 SHARED = ('data', 'tokenizer')
 """Stages that seeds share where their configuration is the same for all."""
 
+OLDER = 300
+"""Steps by which `warmup_long` is older than `warmup` where it is no control."""
+
 
 Rows = list[dict[str, Any]]
 
@@ -50,11 +53,12 @@ def study(name: str, folder: epath.Path, runs: Mapping[int, Run], make: Callable
 
 
 def without_control(config: ml_collections.ConfigDict, seed: int) -> ml_collections.ConfigDict:
-  """The configuration of a seed without `warmup_long`, which only the main job compares with. Studies that leave the stages they
-  share at the same values can share a work folder."""
+  """The configuration of a seed whose `warmup_long` is no control, with which only the main job compares, but a policy that is a
+  little older than `warmup`, on which the judge is tested. Studies that leave the stages they share at the same values can share
+  a work folder."""
   mine = ml_collections.ConfigDict(config.to_dict())
   mine.seed = seed
-  mine.warmup.long_steps = 0
+  mine.warmup.long_steps = min(OLDER, config.warmup.long_steps)
   return mine
 
 

@@ -19,10 +19,13 @@ ROOT = pathlib.Path(__file__).parents[2]
 KILLS = 20
 CONVERSATIONS, WINDOW = 96, 4
 SETTINGS = (
-    '--config.image.steps=60', '--config.warmup.steps=20', '--config.warmup.long_steps=0', '--config.writer.steps=20',
-    f'--config.synthesize.conversations={CONVERSATIONS}', f'--config.synthesize.window={WINDOW}',
-    '--config.synthesize.shard_records=8', '--config.synthesize.rounds.question=1', '--config.synthesize.turns=1,1,2',
-    '--config.synthesize.text_temperature=0.8', '--config.synthesize.retries=4')
+    '--config.image.steps=60', '--config.warmup.steps=60', '--config.warmup.long_steps=0', '--config.writer.steps=400',
+    '--config.warmup.checkpoint_every=60', '--config.writer.rows=8', '--config.writer.checkpoint_every=400',
+    '--config.data.counts.roles=2000', f'--config.synthesize.conversations={CONVERSATIONS}',
+    f'--config.synthesize.window={WINDOW}', '--config.synthesize.shard_records=8', '--config.synthesize.rounds.question=1',
+    '--config.synthesize.turns=1,1,2', '--config.synthesize.text_temperature=0.8', '--config.synthesize.retries=4')
+"""`smoke`, but its writer has learnt enough for some conversations to succeed."""
+
 PATIENCE = 900
 CHANGING = ('seconds', 'finished', 'peak_rss_mib', 'processes')
 

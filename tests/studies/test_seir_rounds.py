@@ -136,7 +136,7 @@ def test_verdicts_and_page():
 
 def test_configuration_of_a_seed():
   mine = seir_rounds.of_seed(CONFIG, 2)
-  assert (mine.seed, mine.warmup.long_steps) == (2, 0) and 'seir_rounds' in STUDIES
+  assert (mine.seed, mine.warmup.long_steps) == (2, 5) and 'seir_rounds' in STUDIES
   other = ml_collections.ConfigDict(CONFIG.to_dict())
   other.data.source = 'opening'
   with pytest.raises(UserError, match=r'data\.source is storyworld'):
