@@ -60,12 +60,12 @@ def _tiny() -> ConfigDict:
   # Supervised stages. `mix` weighs documents; `row_length` is T of a packed row.
   c.warmup = ConfigDict(dict(
       mix=dict(interleaved=0.25, understanding=0.2, text_to_image=0.55), steps=800, rows=12, row_length=192,
-      micro_batches=1, null_prompt_rate=0.1, optimizer=_optimizer(), checkpoint_every=250, log_every=10,
+      micro_batches=1, null_prompt_rate=0.1, question_weight=0.0, optimizer=_optimizer(), checkpoint_every=250, log_every=10,
       # The control `warmup_long`: warm-up gone on for as long as `finetune` and `grpo` take together.
       long_steps=1900))
   c.writer = ConfigDict(dict(
       mix=dict(roles=0.8, roles_interleaved=0.1, text_to_image=0.1), steps=3000, rows=12, row_length=256,
-      micro_batches=1, null_prompt_rate=0.1, optimizer=_optimizer(), checkpoint_every=250, log_every=10))
+      micro_batches=1, null_prompt_rate=0.1, question_weight=0.3, optimizer=_optimizer(), checkpoint_every=250, log_every=10))
 
   # Views of one answer are documents of their own; `widths` is what they may take when a whole row is judged.
   # `source` names answers that people have scored (docs/data.md); '' are answers of Storyworld, of which the share
@@ -91,7 +91,7 @@ def _tiny() -> ConfigDict:
 
   c.finetune = ConfigDict(dict(
       mix=dict(synthesized=0.6, understanding=0.15, text_to_image=0.25), steps=450, rows=12, row_length=256,
-      micro_batches=1, null_prompt_rate=0.1,
+      micro_batches=1, null_prompt_rate=0.1, question_weight=0.0,
       optimizer=_optimizer(learning_rate=0.01, adam_learning_rate=1.5e-3), checkpoint_every=250, log_every=10))
 
   c.grpo = ConfigDict(dict(

@@ -22,7 +22,7 @@ import grain
 import numpy as np
 
 from intersyn_jax.errors import UserError
-from intersyn_jax.interleave.layout import FEATURES, FILL, Layout, TokenBatch, tokenise
+from intersyn_jax.interleave.layout import FEATURES, FILL, TEXT, Layout, TokenBatch, tokenise
 from intersyn_jax.interleave.types import Conversation
 
 NULLABLE = ('text_to_image',)
@@ -47,7 +47,7 @@ class Documents:
   """
 
   def __init__(self, sources: Mapping[str, Sequence[Conversation]], layout: Layout, *, length: int, null: bool = False,
-               too_long: str = 'error', keep: int = 500_000):
+               too_long: str = 'error', question_weight: float = 0.0, keep: int = 500_000):
     """Tokenises everything once.
 
     Args:
@@ -56,6 +56,7 @@ class Documents:
       length: T; a longer document cannot be packed.
       null: also tokenise the documents of NULLABLE splits without their questions.
       too_long: 'error', or 'drop' to leave such records out.
+      question_weight: of the words of questions in the loss; those of answers, and their pictures, have 1.
       keep: largest number of documents kept in memory.
 
     Raises:
@@ -64,7 +65,7 @@ class Documents:
     """
     if too_long not in ('error', 'drop'):
       raise UserError(f'too_long is {too_long!r}; set it to error or drop')
-    self._sources, self._layout = sources, layout
+    self._sources, self._layout, self._question_weight = sources, layout, question_weight
     self.has_null = null
     self.ranges: dict[str, range] = {}
     self.dropped: list[str] = []
@@ -120,7 +121,8 @@ class Documents:
     if (document.modality == FEATURES).any():
       raise UserError(f'record {record.id} of split {split} has a picture in a question, which this family reads as features; '
                       'training batches carry codes alone: leave such records out')
-    return document
+    asked = (document.loss == 0) & (document.modality == TEXT) & ~document.forced & (document.position > 0)
+    return document.replace(loss=np.where(asked, np.float32(self._question_weight), document.loss))
 
   def rows(self, rows: Sequence[Sequence[int]], length: int) -> TokenBatch:
     """Fills rows with documents.

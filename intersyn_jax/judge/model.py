@@ -58,12 +58,11 @@ class Judge(nnx.Module):
 
   The backbone is the policy's: its hidden state at a position says what it expects next. The comparison multiplies that
   with what really stands next, through tables that start as the policy's own output heads, so that a sum over channels
-  is the logit of what was written. In training the tables also learn to say what should have been written
-  (`Labelled.expected`), and so each code is more or less doubtful. From there one more head marks positions
-  (`labelled.MARKS`): facts of a text that are not asked for, places of a picture that are not as they should be. Labelled
-  answers know of them, and so many labels an answer teach binding of objects to places and names that a few scores do not.
-  How much is marked or doubtful is summed up, which attention, a mean, does badly. The reader, layers of the judge's own,
-  gathers all this up to where a score is read.
+  is the logit of what was written; in training they also learn to say what should have been (`Labelled.expected`). From there
+  one more head marks positions (`labelled.MARKS`): facts of a text that are not
+  asked for, places of a picture that are not as they should be. Labelled answers know of them, and so many labels an answer
+  teach binding of objects to places and names that a few scores do not. How much is marked is summed up, which attention,
+  a mean, does badly. The reader, layers of the judge's own, gathers all this up to where a score is read.
   """
 
   def __init__(self, config: ModelConfig, reader: int, rngs: nnx.Rngs):
@@ -73,10 +72,9 @@ class Judge(nnx.Module):
     self.expected_code_embedding = param(rngs, (config.codebook, d), ('codes', 'embed'), normal(0.02))
     self.compare_kernel = param(rngs, (d, d), ('embed', 'mlp'), normal(0.02))
     self.compare_scale = param(rngs, (d,), ('width',), normal(0.1))
-    self.doubt_scale = param(rngs, (d,), ('width',), normal(0.1))
     self.mark_head = param(rngs, (d, MARKS), ('embed', 'width'), normal(0.02))
     self.mark_embedding = param(rngs, (MARKS, d), ('width', 'embed'), normal(0.1))
-    self.sum_embedding = param(rngs, (4 * (MARKS + 1), d), ('width', 'embed'), normal(0.1))
+    self.sum_embedding = param(rngs, (4 * MARKS, d), ('width', 'embed'), normal(0.1))
     self.reader = Trunk(dataclasses.replace(config.trunk, layers=reader, lora_rank=0), rngs)
     self.score_head = param(rngs, (d, n * TOP), ('embed', 'width'), normal(0.02))
     self.score_bias = param(rngs, (n * TOP,), ('width',), constant(0.0))
@@ -90,20 +88,12 @@ class Judge(nnx.Module):
     before = jnp.pad(hidden[:, :-1], ((0, 0), (1, 0), (0, 0)))
     product = jnp.where((batch.position > 0)[..., None], before * written, 0)
     fit = jnp.sum(product, axis=-1, keepdims=True) * self.compare_scale[...].astype(dtype)
-    doubt = self.doubt(before, batch)
-    x = hidden + project(product, self.compare_kernel) + fit + doubt.astype(dtype) * self.doubt_scale[...].astype(dtype)
+    x = hidden + project(product, self.compare_kernel) + fit
     marks = (x @ self.mark_head[...].astype(dtype)).astype(jnp.float32)
     marked = jax.nn.sigmoid(marks)
     x = x + marked.astype(dtype) @ self.mark_embedding[...].astype(dtype)
-    total = sums(batch, jnp.concatenate([marked, doubt], axis=-1))
-    x = x + jnp.log1p(total).astype(dtype) @ self.sum_embedding[...].astype(dtype)
+    x = x + jnp.log1p(sums(batch, marked)).astype(dtype) @ self.sum_embedding[...].astype(dtype)
     return Reading(self.reader(x, batch.position, same_document(batch.document)), marks, before)
-
-  def doubt(self, before: jax.Array, batch: TokenBatch) -> jax.Array:
-    """How likely another code was to be expected than the one that stands at each place of a picture, float32[B,T,1]."""
-    log_probs = jax.nn.log_softmax(self.expected(before))
-    found = jnp.mean(jnp.take_along_axis(log_probs, batch.codes, axis=-1), axis=-1, keepdims=True)
-    return jnp.where((batch.modality == CODES)[..., None], 1 - jnp.exp(found), 0.0)
 
   def expected(self, before: jax.Array) -> jax.Array:
     """Logits float32[...,C] of the code that should stand next, of states [...,d] right before it."""

@@ -42,7 +42,7 @@ def train(run: Run, parts: Parts, section: Mapping, label: str, folder: epath.Pa
   """Trains a policy on the mix of a config section and keeps it in `folder`/checkpoints.
 
   Args:
-    section: `mix`, `steps`, `rows`, `row_length`, `optimizer` and what else `config.warmup` has.
+    section: `mix`, `steps`, `rows`, `row_length`, `question_weight`, `optimizer` and what else `config.warmup` has.
     label: for progress, and what the data order depends on.
     params: where it starts; they are used up.
     steps: instead of the section's.
@@ -60,7 +60,7 @@ def train(run: Run, parts: Parts, section: Mapping, label: str, folder: epath.Pa
     del found[split]
   sources, mix = found, {split: section.mix[split] for split in found}
   documents = Documents(sources, parts.layout, length=section.row_length, null=section.null_prompt_rate > 0,
-                        too_long='drop')
+                        too_long='drop', question_weight=section.question_weight)
   rate = section.null_prompt_rate if documents.has_null else 0.0
   batches = iter(Pipeline(documents, rows=section.rows, length=section.row_length, seed=run.config.seed, weights=mix,
                           null_prompt_rate=rate, process_index=jax.process_index(), process_count=jax.process_count()))

@@ -1,7 +1,7 @@
 """Study `judge_baselines`: SynJudge beside its baselines in several seeds, and how it ranks answers of real policies.
 
-Each seed has its own work folder WORKDIR/seed<k> with the stages that a judge needs: `data`, `tokenizer`, `warmup`, `judge`,
-and `grpo` from the warm-up model under that judge. Then the warm-up and the GRPO policy each answer the same
+Each seed has its own work folder WORKDIR/seed<k> with the stages that a judge needs: `data`, `tokenizer`, `warmup` (without the
+writer), `judge`, and `grpo` from the warm-up model under that judge. Then the warm-up and the GRPO policy each answer the same
 prompts of the validation split several times, and judge and ground truth rank the answers to each prompt.
 
 Rows: `{setting, seed, on, tcc.rmse, tcc.rmse.low, ..., tcc.a1, tcc.tau, ...}` with `on` = `held_out` (topics, generators,
@@ -43,7 +43,7 @@ GROUP = 8
 PROMPTS = 128
 """Prompts at most; the validation split has as many, or fewer."""
 
-SECONDS = {'data': 60, 'tokenizer': 30, 'warmup': 800, 'judge': 1200, 'grpo': 150, 'ranking': 60}
+SECONDS = {'data': 60, 'tokenizer': 30, 'warmup': 250, 'judge': 900, 'grpo': 150, 'ranking': 60}
 """What stages of `tiny` take on 2 CPU cores, for the first announcement."""
 
 GOALS = {'tcc': 0.55, 'icc': 0.70, 'iq': 0.65, 'its': 0.65}
@@ -72,10 +72,11 @@ def run(config: ml_collections.ConfigDict, workdir: str, seeds: Sequence[int], c
 
 
 def of_seed(config: ml_collections.ConfigDict, seed: int) -> ml_collections.ConfigDict:
-  """The configuration of one seed: every baseline, and GRPO begins with the warm-up model."""
+  """The configuration of one seed: every baseline, no writer, and GRPO begins with the warm-up model."""
   mine = without_control(config, seed)
+  mine.writer.steps = 0
   mine.judge.baselines = tuple(name for name in BASELINES if name != 'endpoint')
-  mine.grpo.init = 'warmup'
+  mine.judge.init = mine.grpo.init = 'warmup'
   return mine.lock()
 
 

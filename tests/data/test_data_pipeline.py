@@ -203,6 +203,18 @@ def test_a_record_that_is_too_long_is_named_or_dropped():
     pipeline.Documents({'interleaved': [long_record()]}, samples.layout(), length=LENGTH, too_long='drop')
 
 
+def test_words_of_questions_may_have_a_weight_in_the_loss_and_nothing_else_changes():
+  sources = {'understanding': SOURCES['understanding'][:5]}  # a picture and words ask, words answer
+  plain, weighted = (pipeline.Documents(sources, samples.layout(), length=LENGTH, question_weight=weight) for weight in (0, 0.25))
+  for number in range(5):
+    one, other = (documents.rows([[number]], LENGTH) for documents in (plain, weighted))
+    equal(one, other.replace(loss=one.loss))
+    answer, picture = one.loss == 1, one.modality == CODES
+    assert (other.loss[answer] == 1).all() and (other.loss[picture | (one.document == 0)] == 0).all()
+    words = (one.modality == TEXT) & ~answer & ~one.forced & (one.position > 0)
+    assert words.any() and (other.loss[words] == 0.25).all() and other.loss[0, 0] == 0
+
+
 def test_images_without_codes_are_named():
   bare = Conversation('bare', '', (Turn((), (dataclasses.replace(SOURCES['interleaved'][0].turns[0].answer[1], codes=None),)),))
   with pytest.raises(UserError, match='record bare'):

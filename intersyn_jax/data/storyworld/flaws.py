@@ -36,10 +36,8 @@ COSTS: dict[str, tuple[str, ...]] = {
     'wrong_place': ('icc',),
     'wrong_count': ('icc', 'its'),
     'missing_object': ('icc', 'its'),
-    'doubled_object': ('icc', 'its'),
     'wrong_ground': ('icc',),
     'swapped_image': ('icc', 'its'),
-    'repeated_image': ('icc', 'its'),
     'foreign_image': ('icc', 'its'),
     'blur': ('iq',),
     'noise': ('iq',),
@@ -146,13 +144,6 @@ def _changed_scene(kind: str, text: str | None, view: Scene, rng: random.Random)
   if not named:
     raise Unfit
   item = rng.choice(named)
-  if kind == 'doubled_object':  # shown as another object of the scene
-    others = [other for other in view.objects if other is not item]
-    if not others:
-      raise Unfit
-    other = rng.choice(others)
-    return Scene(view.ground, tuple(one._replace(colour=other.colour, shape=other.shape) if one is item else one
-                                    for one in view.objects))
   if kind == 'missing_object':
     return _swap_object(view, item, None)
   if kind == 'wrong_colour':
@@ -264,10 +255,6 @@ def _damage(kind: str, answer: _Answer, rng: random.Random) -> None:
       raise Unfit
     i = rng.choice(others)
     steps[j], steps[i] = (text, steps[i][1]), (steps[i][0], image)
-  elif kind == 'repeated_image':  # the picture of the step before: what the text says was not done
-    if not j or image is None or steps[j - 1][1] is None:
-      raise Unfit
-    steps[j] = (text, steps[j - 1][1])
   elif kind == 'foreign_image':
     steps[j] = (text, _foreign(answer, rng))
   elif kind == 'missing_image':
