@@ -64,7 +64,7 @@ def _tiny() -> ConfigDict:
       # The control `warmup_long`: warm-up gone on for as long as `finetune` and `grpo` take together.
       long_steps=1900))
   c.writer = ConfigDict(dict(
-      mix=dict(roles=0.8, roles_interleaved=0.1, text_to_image=0.1), steps=3000, rows=12, row_length=256,
+      mix=dict(roles=0.8, roles_interleaved=0.1, text_to_image=0.1), steps=2400, rows=12, row_length=256,
       micro_batches=1, null_prompt_rate=0.1, question_weight=0.3, optimizer=_optimizer(), checkpoint_every=250, log_every=10))
 
   # Views of one answer are documents of their own; `widths` is what they may take when a whole row is judged.
