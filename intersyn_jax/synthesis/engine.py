@@ -8,7 +8,6 @@ results to the bit.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import time
 from collections.abc import Callable, Hashable, Mapping
 from typing import TypeVar
@@ -73,7 +72,6 @@ def advance(crew: Crew, samples: Mapping[K, Steps[T]], *, in_flight: int = 0, on
         request = samples[name].send(result)
       except StopIteration as stop:
         ended[name] = stop.value
-        begin(1)
         return
       if request in known:
         result = known[request]
@@ -85,27 +83,31 @@ def advance(crew: Crew, samples: Mapping[K, Steps[T]], *, in_flight: int = 0, on
       waiting[request].samples.append(name)
       return
 
-  def begin(count: int) -> None:
-    for name in itertools.islice(names, count):
-      step(name, None)
+  def begin() -> None:
+    """Begins as many as may run beside those that have not ended."""
+    nonlocal begun
+    while begun < len(names) and begun - len(ended) < (in_flight or len(names)):
+      begun += 1
+      step(names[begun - 1], None)
 
-  names = iter(samples)
-  begin(in_flight or len(samples))
+  names, begun = list(samples), 0
+  begin()
   while waiting:
     batch = fullest(waiting.values())
     worker, lane, size = batch[0].worker, batch[0].ticket.lane, batch[0].ticket.size
-    begun = time.monotonic()
+    start = time.monotonic()
     results = worker.run(lane, size, [entry.ticket for entry in batch])
     if loads is not None:
       load = loads.setdefault(lane, Load())
       load.batches, load.requests, load.rows = load.batches + 1, load.requests + len(batch), load.rows + worker.rows
-      load.seconds += time.monotonic() - begun
+      load.seconds += time.monotonic() - start
     for entry, result in zip(batch, results, strict=True):
       known[entry.request] = result
       del waiting[entry.request]
     for entry in batch:
       for name in entry.samples:
         step(name, known[entry.request])
+    begin()
     if on_batch is not None:
       on_batch(len(ended))
   return {name: ended[name] for name in samples}

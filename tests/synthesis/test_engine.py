@@ -85,3 +85,12 @@ def test_batches_stay_full_with_64_conversations_in_flight():
   samples = {i: seir.converse(seir.plan(method, i), method) for i in range(256)}
   engine.advance(fake.crew(actor), samples, in_flight=64, loads=loads)
   assert sum(load.requests for load in loads.values()) / sum(load.rows for load in loads.values()) >= 0.85
+
+
+def test_what_is_known_already_needs_no_batch_however_many_there_are():
+  method, actor, known = fake.method(), fake.Actor(rows=64), {}
+  job = seir.plan(method, 0)
+  engine.advance(fake.crew(actor), {0: seir.converse(job, method)}, known=known)
+  asked = len(actor.requests)
+  made = engine.advance(fake.crew(actor), {i: seir.converse(job, method) for i in range(3000)}, in_flight=4, known=known)
+  assert len(made) == 3000 and len(actor.requests) == asked
