@@ -27,7 +27,7 @@ SETTINGS = (
 """`smoke`, but its writer has learnt enough for some conversations to succeed."""
 
 PATIENCE = 900
-CHANGING = ('seconds', 'finished', 'peak_rss_mib', 'processes')
+CHANGING = ('seconds', 'finished', 'peak_rss_mib', 'processes', 'devices')
 
 
 def start(stage: str, workdir: pathlib.Path, cache: pathlib.Path, **environment: str) -> subprocess.Popen:
@@ -85,7 +85,7 @@ def check(workdir: pathlib.Path, plain: pathlib.Path) -> None:
   data = workdir / 'synthesize' / 'data'
   manifest.verify(data)  # every shard is there, whole
   ids = [conversation.id for conversation in shards.open_split(data, record.SPLIT)]
-  rejected = [row.record for row in manifest.load(data).splits[record.SPLIT].rejected]
+  rejected = [row.id for row in manifest.load(data).splits[record.SPLIT].rejected]
   assert sorted(ids + rejected) == [f'seir-0-{i:08d}' for i in range(CONVERSATIONS)]  # none lost, none twice
 
 
