@@ -121,6 +121,8 @@ class Documents:
     if (document.modality == FEATURES).any():
       raise UserError(f'record {record.id} of split {split} has a picture in a question, which this family reads as features; '
                       'training batches carry codes alone: leave such records out')
+    if not self._question_weight:
+      return document
     asked = (document.loss == 0) & (document.modality == TEXT) & ~document.forced & (document.position > 0)
     return document.replace(loss=np.where(asked, np.float32(self._question_weight), document.loss))
 

@@ -53,7 +53,7 @@ def test_settings_differ_as_they_say_and_share_what_they_have_in_common(run):
 
 def test_random_critics_say_what_was_right_elsewhere_or_nothing():
   inner = fake.Actor()
-  wild = seir_rounds.RandomCritics(inner, inner, {'answer_critique': ['a', 'b'], 'image_critique': ['c']})
+  wild = seir_rounds.RandomCritics(inner, {'answer_critique': ['a', 'b'], 'image_critique': ['c']})
   said = []
   for i in range(200):
     ticket = wild.prepare(Write(Address(str(i), 0, 'answer_critique'), ()))
