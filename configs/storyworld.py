@@ -94,14 +94,20 @@ def _tiny() -> ConfigDict:
       micro_batches=1, null_prompt_rate=0.1, question_weight=0.0,
       optimizer=_optimizer(learning_rate=0.01, adam_learning_rate=1.5e-3), checkpoint_every=250, log_every=10))
 
+  # The defaults are the paper's where it says; what each alternative means stands in docs/grpo.md.
   c.grpo = ConfigDict(dict(
       init='finetune', questions='questions', steps=140, prompts=8, group_size=8, max_prompt=48, max_positions=112,
+      # How answers are drawn, and whether ratios are of what they were drawn from (`drawn`) or of the bare heads (`plain`).
+      sampling=dict(text_temperature=1.0, text_top_k=0, text_top_p=1.0, image_temperature=1.0, image_top_k=0, image_top_p=1.0,
+                    guidance=1.0), scored='plain',
       # Weights of r_t, r_v, r_f, and of each reward of your own that `rewards` names (docs/extending.md).
       reward=dict(textual=1.0, visual=1.0, format=1.0, own=1.0), rewards=(), process=True, process_normalise='group',
-      advantage_scale='group', clip_low=0.2, clip_high=0.2, kl=0.02, kl_estimator='k3', aggregation='sequence',
-      code_ratio='position', inner_epochs=1, minibatches=1, micro_batches=1,
+      reward_normalise='each', advantage_scale='group', filter_groups=False, refills=0,
+      clip_low=0.2, clip_high=0.2, dual_clip=0.0, code_ratio='position', sequence_ratio=False, aggregation='sequence',
+      kl=0.02, kl_estimator='k3', kl_place='loss', entropy=dict(text=0.0, image=0.0, rate=0.005),
+      inner_epochs=1, minibatches=1, micro_batches=1,
       optimizer=_optimizer(name='adamw', learning_rate=3e-4, warmup=5, schedule='constant', b2=0.95),
-      log_prob_chunk=0, checkpoint_every=25))
+      watch=dict(every=20, prompts=64, divergence=0.0), log_prob_chunk=0, checkpoint_every=25))
 
   c.evaluate = ConfigDict(dict(
       prompts=256, decodings=('sampled', 'greedy'), bootstrap=2000, gallery=8,
@@ -126,7 +132,7 @@ def _smoke() -> dict:
                  baselines=('mean', 'without_text'), checkpoint_every=5),
       synthesize=dict(conversations=8, window=4, in_flight=8, rows=16, rooms=dict(prompts=(224,), judged=()), shard_records=4),
       finetune=dict(steps=10, rows=4, checkpoint_every=5),
-      grpo=dict(steps=4, prompts=2, group_size=4, checkpoint_every=2),
+      grpo=dict(steps=4, prompts=2, group_size=4, watch=dict(every=2, prompts=8), checkpoint_every=2),
       evaluate=dict(prompts=16, bootstrap=200, gallery=2))
 
 

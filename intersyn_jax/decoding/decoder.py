@@ -52,7 +52,7 @@ class Completions:
     plain_log_prob: float32[R,M], by the heads alone at temperature 1, without mask and guidance: what
       `models.unified.position_log_probs` gives; 0 at forced positions and padding.
     code_log_prob, plain_code_log_prob: float32[R,M,D], the same two for each code; 0 at text positions. Guided ones are
-      recomputed by `guidance.code_log_probs`.
+      recomputed by `guidance.log_probs`.
     finish: int8[R], END, LENGTH or MAX_IMAGES.
   """
 
@@ -355,15 +355,7 @@ class Decoder:
     """Text ids [R] with log-prob and plain log-prob; the begin token only where a whole block still fits."""
     config = self.config
     logits = model.text_logits(hidden)
-    ids = jnp.arange(logits.shape[-1])
-    fits = (state.images < config.max_images) & (
-        state.count + 1 + len(self.layout.block.template) <= config.max_positions)
-    allowed = jnp.asarray(sampling.choosable(self.layout, logits.shape[-1]))
-    allowed = allowed & (fits[:, None] | (ids != self.layout.block.begin))
-    if config.min_steps:
-      allowed &= (state.steps >= config.min_steps)[:, None] | ~jnp.isin(ids, jnp.asarray(self._stop))
-    if config.max_steps:
-      allowed &= (state.steps < config.max_steps)[:, None] | (ids != self.layout.special('<think>'))
+    allowed = sampling.allowed(self.layout, config, logits.shape[-1], state.count, state.images, state.steps)
     drawn_from = logits
     if config.text_repetition != 1.0:
       words = jnp.asarray(sampling.words(self.layout, logits.shape[-1]))

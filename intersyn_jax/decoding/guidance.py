@@ -1,10 +1,12 @@
-"""Guided log-probabilities by teacher forcing: the branches of a completion rebuilt as token rows (DESIGN 6).
+"""Log-probabilities under the distribution drawn from, by teacher forcing: the branches of a completion rebuilt as token rows
+(DESIGN 6).
 
 What was drawn under guidance has a probability that depends on all branches. The streams of the branches follow from the
 prompt and the completion alone, so that the probability can be computed again, by other parameters and with a gradient.
 
 Letters: R rows, T prompt positions, M completion positions, I image blocks at most, E entries of the block's template,
-D codes per image position, C codebook, d model width, n positions of the null prompt.
+D codes per image position, C codebook, V vocabulary, W branches, d model width, n positions of the null prompt
+or scored together.
 """
 
 from __future__ import annotations
@@ -18,31 +20,65 @@ from intersyn_jax.decoding.config import IMAGES, NULL, DecodeConfig
 from intersyn_jax.decoding.decoder import images_only
 from intersyn_jax.interleave import layout
 from intersyn_jax.interleave.layout import CODES, TEXT, Layout, TokenBatch
-from intersyn_jax.models.unified import UnifiedModel
+from intersyn_jax.models.unified import UnifiedModel, by_chunks
+
+IMPOSSIBLE = -50.0
+"""Log-probability of what cannot be drawn."""
 
 
-def code_log_probs(model: UnifiedModel, rows: TokenBatch, start: int, layout_: Layout, config: DecodeConfig) -> jax.Array:
-  """Log-probability of each code under the distribution it was drawn from: guided, tempered, truncated.
+def log_probs(model: UnifiedModel, rows: TokenBatch, start: int, layout_: Layout, config: DecodeConfig,
+              chunk: int = 0) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Log-probability of each position under the distribution it was drawn from: guided, tempered, truncated, only among what was
+  allowed there. A penalty on repetition is not counted in.
 
   Args:
+    model: its parameters may be others than those that wrote.
     rows: [R,T+M], prompts and completions as `decoder.join` gives them.
     start: T.
     config: of the decoder that wrote them.
+    chunk: positions whose logits are built at a time; 0 all at once.
 
   Returns:
-    float32[R,M,D], 0 at text positions, and everywhere for temperature 0.
+    text log-probs float32[R,M] (0 where a position holds codes, is forced or padding), code log-probs [R,M,D] (0 where it
+    holds none), entropy [R,M] in nats, of an image position the sum over its codes. Everywhere 0 for temperature 0.
   """
   done = jax.tree.map(lambda a: a[:, start:], rows)
-  is_code = (done.modality == CODES)[..., None]
-  if config.image_temperature == 0:
-    return jnp.zeros(done.codes.shape, jnp.float32)
-  logits = jnp.stack([model.code_logits(hidden, done.codes) for hidden in hidden_before(
-      model, rows, start, layout_, config)])  # [W,R,M,D,C]
-  drawn_from = sampling.guide(jnp.moveaxis(logits, 0, -2).reshape(-1, len(logits), logits.shape[-1]), config.guidance,
-                              config.image_guidance)
-  log_prob = jax.nn.log_softmax(sampling.truncate(drawn_from, config.image))
-  picked = sampling.pick(log_prob, done.codes.reshape(-1)).reshape(done.codes.shape)
-  return jnp.where(is_code, picked, 0.0)
+  count, m = done.text.shape
+  hidden = jnp.stack(hidden_before(model, rows, start, layout_, config), axis=2)  # [R,M,W,d]
+  chosen = (done.modality == TEXT) & ~done.forced
+  before = lambda kind: jnp.cumsum(chosen & (done.text == kind), axis=1) - (chosen & (done.text == kind))
+  steps = before(layout_.special('<think>')) if config.min_steps or config.max_steps else jnp.zeros_like(done.text)
+  written = jnp.broadcast_to(jnp.arange(m), done.text.shape)
+  flat = lambda a: a.reshape(count * m, *a.shape[2:])
+
+  def score(piece):
+    h, text, codes, is_code, is_text, written, images, steps = piece
+    words = model.text_logits(h[:, 0])
+    words = jnp.where(sampling.allowed(layout_, config, words.shape[-1], written, images, steps), words, -jnp.inf)
+    text_log_prob, text_entropy = _under(words, text, config.text)
+    logits = jnp.stack([model.code_logits(h[:, w], codes) for w in range(h.shape[1])], axis=-2)  # [n,D,W,C]
+    n, depth, branches, size = logits.shape
+    guided = sampling.guide(logits.reshape(n * depth, branches, size), config.guidance, config.image_guidance)
+    code_log_prob, code_entropy = (a.reshape(n, depth) for a in _under(guided, codes.reshape(-1), config.image))
+    return (jnp.where(is_text, text_log_prob, 0.0), jnp.where(is_code[:, None], code_log_prob, 0.0),
+            jnp.where(is_code, jnp.sum(code_entropy, axis=-1), jnp.where(is_text, text_entropy, 0.0)))
+
+  pieces = (hidden, done.text, done.codes, done.modality == CODES, chosen, written, before(layout_.block.begin), steps)
+  out = by_chunks(score, jax.tree.map(flat, pieces), chunk)
+  return jax.tree.map(lambda a: a.reshape(count, m, *a.shape[1:]), out)
+
+
+def _under(logits: jax.Array, ids: jax.Array, how: sampling.Sampling) -> tuple[jax.Array, jax.Array]:
+  """Log-prob of ids [n] and entropy [n] of what is drawn from logits [n,V]."""
+  if how.temperature == 0:
+    return jnp.zeros(ids.shape, jnp.float32), jnp.zeros(ids.shape, jnp.float32)
+  log_prob = jax.nn.log_softmax(sampling.truncate(logits, how))
+  possible = jnp.isfinite(log_prob)
+  kept = jnp.where(possible, log_prob, 0.0)  # what is cut off must not reach the gradient as 0 x infinity
+  entropy = -jnp.sum(jnp.where(possible, jnp.exp(kept) * kept, 0.0), axis=-1)
+  # An id that other parameters would have cut off has no probability; it keeps a floor, so that its ratio is 0 and finite.
+  picked = jnp.where(sampling.pick(possible, ids), sampling.pick(kept, ids), IMPOSSIBLE)
+  return picked, entropy
 
 
 def hidden_before(model: UnifiedModel, rows: TokenBatch, start: int, layout_: Layout,

@@ -3,19 +3,23 @@
 A draw costs one uniform number and a search in two levels of partial sums; noise over the whole vocabulary would cost
 more than the head on a CPU.
 
-Letters: R rows, M positions of a completion, D codes per image position, V ids to choose from.
+Letters: R rows, n positions of any rows, M positions of a completion, D codes per image position, V ids to choose from.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import typing
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from intersyn_jax.interleave.layout import Layout
+
+if typing.TYPE_CHECKING:
+  from intersyn_jax.decoding.config import DecodeConfig  # which holds `Sampling`s
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +42,26 @@ def choosable(layout: Layout, size: int) -> np.ndarray:
   allowed = np.arange(size) < layout.tokenizer.size
   allowed[layout.structure] = False
   return allowed
+
+
+def allowed(layout: Layout, config: DecodeConfig, size: int, count: jax.Array, images: jax.Array, steps: jax.Array) -> jax.Array:
+  """bool[n,size]: the text ids that n positions of completions may choose from.
+
+  The begin token only where a whole block still fits, `</s>` not before `min_steps`, `<think>` not after `max_steps`.
+
+  Args:
+    size: V.
+    count, images, steps: int[n], positions written before, image blocks and steps opened before.
+  """
+  ids = jnp.arange(size)
+  fits = (images < config.max_images) & (count + 1 + len(layout.block.template) <= config.max_positions)
+  out = jnp.asarray(choosable(layout, size)) & (fits[:, None] | (ids != layout.block.begin))
+  if config.min_steps:
+    stop = jnp.asarray([layout.special(name) for name in config.stop])
+    out &= (steps >= config.min_steps)[:, None] | ~jnp.isin(ids, stop)
+  if config.max_steps:
+    out &= (steps < config.max_steps)[:, None] | (ids != layout.special('<think>'))
+  return out
 
 
 def words(layout: Layout, size: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,14 +23,14 @@ import numpy as np
 from intersyn_jax.decoding.decoder import Completions, Decoder, join
 from intersyn_jax.errors import UserError
 from intersyn_jax.evaluation.answers import host
-from intersyn_jax.grpo import advantages
-from intersyn_jax.grpo.loss import LossConfig, make_loss, units
+from intersyn_jax.grpo import advantages, scoring
+from intersyn_jax.grpo.advantages import AdvantageConfig
+from intersyn_jax.grpo.loss import MODALITIES, LossConfig, make_loss, penalty_to_go, unit_mask, units
 from intersyn_jax.grpo.rewards import HostReward, Reward, Rewards, checked, hybrid
 from intersyn_jax.interleave import grammar, layout
 from intersyn_jax.interleave.layout import PADDING, TokenBatch
 from intersyn_jax.interleave.types import Conversation
 from intersyn_jax.judge.model import JudgeScores
-from intersyn_jax.models import unified
 from intersyn_jax.models.definition import Params
 from intersyn_jax.training import loop
 from intersyn_jax.training.optimizer import Optimizer
@@ -38,39 +38,63 @@ from intersyn_jax.training.optimizer import Optimizer
 Score = Callable[[Params, TokenBatch], JudgeScores]
 """Jittable: the judge's parameters and whole rows [R,T] -> scores of steps and of the whole. `SynJudge.score` is one."""
 
+Draw = Callable[[int], tuple[TokenBatch, np.ndarray]]
+"""The number of a batch of prompts -> prompts [P,T'], padded on the left, and int32[P], the steps they ask for."""
+
+NO_SPREAD = 1e-6
+"""Groups whose rewards spread less teach nothing."""
+
 
 @dataclasses.dataclass(frozen=True)
 class GRPOConfig:
-  """Fields of `config.grpo` that shape an iteration; see `LossConfig` for those of the loss.
+  """Fields of `config.grpo` that shape an iteration; `AdvantageConfig` and `LossConfig` have the others.
 
   Attributes:
-    group_size: G.
-    weights: of the rewards `textual`, `visual`, `format`, and of each reward of one's own, `own`.
-    process: rewards step by step; off: one advantage for the whole answer.
-    process_normalise: over all steps of the group (`group`) or over the same step (`step`).
-    advantage_scale: divide by the standard deviation of the `group`, of the `batch`, or by nothing (`none`).
+    max_prompt: T'.
+    max_steps: S.
     inner_epochs: passes over each batch of rollouts.
     minibatches: updates a pass.
     micro_batches: parts of each update whose gradients are added up.
-    max_steps: S.
+    scored: log-probs of which kind make the ratios, `plain` or `drawn`; see `grpo.scoring`.
+    log_prob_chunk: positions whose logits are built at a time; 0 all at once.
+    filter_groups: groups without spread take no part in the update (DAPO).
+    refills: then up to so many further batches of prompts are answered until P groups have spread.
+    entropy: nats that the entropy of `text` and of `image` positions is steered to, 0 for no steering. By `rate` an iteration the
+      weight of a bonus on it rises while it is lower and falls, not below 0, while it is higher (ReasonGen-R1).
   """
 
-  group_size: int
-  weights: dict[str, float]
-  process: bool = True
-  process_normalise: str = 'group'
-  advantage_scale: str = 'group'
+  max_prompt: int
+  max_steps: int = 3
   inner_epochs: int = 1
   minibatches: int = 1
   micro_batches: int = 1
-  max_steps: int = 3
+  scored: str = 'plain'
+  log_prob_chunk: int = 0
+  filter_groups: bool = False
+  refills: int = 0
+  entropy: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
-    if self.group_size < 2:
-      raise UserError(f'grpo.group_size is {self.group_size}; an advantage needs at least 2 answers to compare')
-    for field, choices in (('process_normalise', ('group', 'step')), ('advantage_scale', ('group', 'batch', 'none'))):
-      if getattr(self, field) not in choices:
-        raise UserError(f'grpo.{field} is {getattr(self, field)!r}; use one of {", ".join(choices)}')
+    for field in ('inner_epochs', 'minibatches', 'micro_batches'):
+      if getattr(self, field) < 1:
+        raise UserError(f'grpo.{field} is {getattr(self, field)}; make it at least 1')
+    if self.refills and not self.filter_groups:
+      raise UserError(f'grpo.refills is {self.refills}, but no group is ever dropped; set grpo.filter_groups, or 0 refills')
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+  """P groups of answers, ready for the update.
+
+  Attributes:
+    batch: what the loss reads, first axis R.
+    spread: float32[P], of the rewards in each group.
+    metrics: about these answers, on device.
+  """
+
+  batch: dict[str, Any]
+  spread: jax.Array
+  metrics: dict[str, jax.Array]
 
 
 class Trainer:
@@ -79,41 +103,133 @@ class Trainer:
   Args:
     decoder: writes the answers; its `definition` is the policy's.
     score: the judge, and `judge` its parameters. optimizer: of the policy.
-    reference: frozen parameters that the policy is held near.
+    reference: frozen parameters that the policy is held near; None where `loss.kl_estimator` is `none`.
     seed: of all draws.
     own: rewards of one's own, by name.
+
+  Attributes:
+    memory: what an iteration leaves to the next beside the state, as JSON: how many batches of prompts were `drawn`, and the
+      weight of the bonus on the `entropy` of each modality. Keep it with the state.
   """
 
-  def __init__(self, decoder: Decoder, score: Score, judge: Params, optimizer: Optimizer, reference: Params,
-               config: GRPOConfig, loss: LossConfig, seed: int, own: Mapping[str, Reward | HostReward] | None = None):
-    self.decoder, self.judge, self.reference = decoder, judge, reference
-    self.config, self.loss, self.seed = config, loss, seed
-    self._score = score
+  def __init__(self, decoder: Decoder, score: Score, judge: Params, optimizer: Optimizer, reference: Params | None,
+               config: GRPOConfig, advantage: AdvantageConfig, loss: LossConfig, seed: int,
+               own: Mapping[str, Reward | HostReward] | None = None):
+    self.decoder, self.judge, self.reference = decoder, judge, reference if loss.has_reference else None
+    self.config, self.advantage, self.loss, self.seed = config, advantage, loss, seed
+    self.memory: dict[str, Any] = {'drawn': 0, 'entropy': [0.0] * len(MODALITIES)}
+    self._judge = score
     self._jitted = {name: reward for name, reward in (own or {}).items() if not isinstance(reward, HostReward)}
     self._hosted = {name: reward for name, reward in (own or {}).items() if isinstance(reward, HostReward)}
-    objective, weights = make_loss(decoder.definition, loss)
+    self._log_probs = scoring.scorer(decoder, config.scored, config.max_prompt, config.log_prob_chunk)
+    objective, weights = make_loss(self._log_probs, loss)
     self._update = jax.jit(loop.make_step(objective, optimizer, weights=weights, micro_batches=config.micro_batches),
                            donate_argnums=0)
-    self._assess = jax.jit(self.assess)
+    self._finish = jax.jit(self._finished)
     self._reference = jax.jit(self._reference_units)
+    self._choose = jax.jit(self._chosen)
 
-  def assess(self, judge: Params, tokens: TokenBatch, asked: jax.Array, start: jax.Array,
-             hosted: Mapping[str, np.ndarray]) -> tuple[Rewards, jax.Array]:
-    """Rewards and advantages [R,T] of whole rows whose answers begin at position `start`; `hosted` is what the host gave."""
-    config = self.config
-    answer = tokens.replace(modality=jnp.where(jnp.arange(tokens.text.shape[1]) >= start, tokens.modality, PADDING))
-    parse = grammar.parse(answer, self.decoder.layout, config.max_steps)
-    scores = self._score(judge, tokens)
+  def iteration(self, state: loop.State, draw: Draw) -> tuple[loop.State, dict[str, float]]:
+    """One iteration: the new state (the one given is used up) and metrics."""
+    config, clock, number = self.config, time.monotonic, self.memory['drawn']
+    samples, seconds = [], {'rollout': 0.0, 'reward': 0.0}
+    for _ in range(1 + config.refills):
+      samples.append(self._sample(state['params'], draw, seconds))
+      useful = [np.flatnonzero(host(sample.spread) >= NO_SPREAD) for sample in samples]
+      if not config.filter_groups or sum(map(len, useful)) >= len(samples[0].spread):
+        break
+    batch = samples[0].batch
+    if config.filter_groups:
+      batch = self._choose([sample.batch for sample in samples], *self._rows(useful, len(samples[0].spread)))
+    batch['entropy_weight'] = np.tile(np.asarray(self.memory['entropy'], np.float32), (len(batch['old']), 1))
+    began = clock()
+    key = jax.random.fold_in(jax.random.key(self.seed), number)
+    for epoch in range(config.inner_epochs):
+      for part in range(config.minibatches):
+        # Whole groups stay together only by chance of the cut; advantages are known already, so any cut is right.
+        piece = jax.tree.map(lambda a, part=part: a[part::config.minibatches], batch)
+        state, values = self._update(state, piece, key)
+        if epoch == 0 and part == 0:
+          first = values
+    metrics = jax.device_get(first) | _means(jax.device_get([sample.metrics for sample in samples]))
+    # Later epochs are where ratios leave 1; the first update shows whether decoder and trainer agree.
+    if config.inner_epochs * config.minibatches > 1:
+      metrics |= {f'last.{name}': value for name, value in jax.device_get(values).items()
+                  if name.startswith(('clipped', 'ratio'))}
+    self._steer_entropy(metrics)
+    groups = sum(len(sample.spread) for sample in samples)
+    metrics |= {'rollouts': groups * self.advantage.group_size, 'zero_spread': 1.0 - sum(map(len, useful)) / groups}
+    metrics |= {f'seconds.{name}': value for name, value in seconds.items()} | {'seconds.update': clock() - began}
+    return state, {name: float(value) for name, value in metrics.items()}
+
+  def _sample(self, params: Params, draw: Draw, seconds: dict[str, float]) -> Sample:
+    """Answers to the next batch of prompts, with rewards and advantages; adds to the seconds that its parts took."""
+    clock, group = time.monotonic, self.advantage.group_size
+    began = clock()
+    number = self.memory['drawn']
+    prompts, asked = draw(number)
+    self.memory['drawn'] = number + 1
+    rows = prompts.text.shape[0] * group
+    requests = (np.arange(rows) + number * rows).astype(np.uint32)
+    completions = self.decoder.rollout(params, prompts, requests, self.seed, group=group)
+    jax.block_until_ready(completions.tokens.text)
+    rolled = clock()
+    hosted = self._host(prompts, completions, requests, seconds)
+    tokens = join(prompts, completions)
+    reference = None if self.reference is None else self._reference(self.reference, tokens)
+    sample = Sample(*self._finish(self.judge, tokens, completions, np.repeat(np.asarray(asked), group), hosted, reference))
+    jax.block_until_ready(sample.batch)
+    seconds['rollout'] += rolled - began
+    seconds['reward'] += clock() - rolled
+    return sample
+
+  def _finished(self, judge: Params, tokens: TokenBatch, completions: Completions, asked: jax.Array,
+                hosted: Mapping[str, np.ndarray], reference: jax.Array | None) -> tuple[dict[str, Any], jax.Array, dict]:
+    """The fields of a `Sample` from whole rows; `hosted` is what the host gave, `reference` units [R,T,U]."""
+    config, loss = self.advantage, self.loss
+    length, start = tokens.text.shape[1], self.config.max_prompt
+    answer = tokens.replace(modality=jnp.where(jnp.arange(length) >= start, tokens.modality, PADDING))
+    parse = grammar.parse(answer, self.decoder.layout, self.config.max_steps)
+    scores = self._judge(judge, tokens)
     rewards = hybrid(scores.steps, scores.whole, scores.valid, parse, asked, self._own(tokens) | dict(hosted))
-    length = tokens.text.shape[1]
     if config.process:
       last = jnp.max(jnp.where(answer.modality != PADDING, jnp.arange(length), 0), axis=1)
-      advantage = advantages.process(rewards, parse, last, length, config.weights, config.group_size,
-                                     config.advantage_scale, config.process_normalise == 'step')
+      advantage = advantages.process(rewards, parse, last, length, config)
     else:
-      total = advantages.outcome(rewards, config.weights, config.group_size, config.advantage_scale)
-      advantage = jnp.broadcast_to(total[:, None], tokens.text.shape)
-    return rewards, advantage
+      advantage = jnp.broadcast_to(advantages.outcome(rewards, config)[:, None], tokens.text.shape)
+    # An answer that the judge could not read is no evidence of anything.
+    tokens = tokens.replace(loss=tokens.loss * rewards.valid[:, None])
+    text, codes = scoring.written(completions, self.config.scored)
+    old = jnp.pad(units(text, codes, loss.code_ratio), ((0, 0), (start, 0), (0, 0)))
+    batch = {'tokens': tokens, 'old': old, 'advantage': advantage}
+    if reference is not None:
+      batch['reference'] = reference
+      if loss.kl_place == 'reward':
+        cost = penalty_to_go(old, reference, unit_mask(tokens, loss.code_ratio), loss.kl_estimator)
+        batch['advantage'] = advantage - loss.kl * cost
+    spread = advantages.spread(rewards, config)
+    return batch, spread, self._metrics(rewards, parse, completions, tokens, spread, advantage)
+
+  @staticmethod
+  def _rows(useful: Sequence[np.ndarray], count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which groups of the samples, laid end to end, fill an update of `count`: int[count], and whether each counts."""
+    found = np.concatenate([groups + count * number for number, groups in enumerate(useful)])[:count]
+    fill = np.zeros(count - len(found), int)
+    return np.concatenate([found, fill]), np.arange(count) < len(found)
+
+  def _chosen(self, batches: Sequence[dict[str, Any]], groups: jax.Array, counts: jax.Array) -> dict[str, Any]:
+    """The rows of some groups; those that do not count have no loss weight."""
+    size = self.advantage.group_size
+    rows = (groups[:, None] * size + jnp.arange(size)).reshape(-1)
+    batch = jax.tree.map(lambda *parts: jnp.concatenate(parts)[rows], *batches)
+    tokens = batch['tokens']
+    return batch | {'tokens': tokens.replace(loss=tokens.loss * jnp.repeat(counts, size)[:, None])}
+
+  def _steer_entropy(self, metrics: Mapping[str, Any]) -> None:
+    for column, name in enumerate(MODALITIES):
+      if target := self.config.entropy.get(name, 0.0):
+        step = self.config.entropy['rate'] * (1 if metrics[f'entropy.{name}'] < target else -1)
+        self.memory['entropy'][column] = max(0.0, self.memory['entropy'][column] + step)
 
   def _own(self, tokens: TokenBatch) -> dict[str, jax.Array]:
     """What the jittable rewards of one's own give."""
@@ -127,94 +243,45 @@ class Trainer:
       found[name] = checked(name, value, shape)
     return found
 
-  def _host(self, prompts: TokenBatch, completions: Completions, requests: np.ndarray) -> tuple[dict[str, np.ndarray], dict]:
-    """What the rewards on the host give, and the seconds that the transfer and they took."""
+  def _host(self, prompts: TokenBatch, completions: Completions, requests: np.ndarray,
+            seconds: dict[str, float]) -> dict[str, np.ndarray]:
+    """What the rewards on the host give; adds to the seconds that the transfer and they took."""
     if not self._hosted:
-      return {}, {}
+      return {}
     began = time.monotonic()
     answers = conversations(prompts, completions, self.decoder.layout, requests)
     moved = time.monotonic()
     found = {name: checked(name, reward.score(answers), (len(answers), self.config.max_steps))
              for name, reward in self._hosted.items()}
-    return found, {'seconds.host_transfer': moved - began, 'seconds.host_reward': time.monotonic() - moved}
+    for name, value in (('host_transfer', moved - began), ('host_reward', time.monotonic() - moved)):
+      seconds[name] = seconds.get(name, 0.0) + value
+    return found
 
   def _reference_units(self, params: Params, tokens: TokenBatch) -> jax.Array:
-    model = self.decoder.definition.bind(params)
-    text, codes, _ = unified.position_log_probs(model, model(tokens), tokens, chunk=self.loss.log_prob_chunk)
+    text, codes, _ = self._log_probs(params, tokens)
     return units(text, codes, self.loss.code_ratio)
 
-  def old_units(self, completions: Completions, start: int) -> jax.Array:
-    """Log-probs [R,T,U] that the decoder found while it wrote; 0 over the prompt."""
-    codes = completions.plain_code_log_prob
-    text = completions.plain_log_prob - jnp.sum(codes, axis=-1)
-    return jnp.pad(units(text, codes, self.loss.code_ratio), ((0, 0), (start, 0), (0, 0)))
-
-  def iteration(self, state: loop.State, number: int, prompts: TokenBatch,
-                asked: np.ndarray) -> tuple[loop.State, dict[str, Any]]:
-    """One iteration.
-
-    Args:
-      state: of the policy, donated.
-      number: of the iteration, from 0; decides the draws.
-      prompts: [P,T'] padded on the left.
-      asked: int32[P], steps asked for.
-
-    Returns:
-      the new state and metrics.
-    """
-    config, clock = self.config, time.monotonic
-    began = clock()
-    rows = prompts.text.shape[0] * config.group_size
-    requests = (np.arange(rows) + number * rows).astype(np.uint32)
-    completions = self.decoder.rollout(state['params'], prompts, requests, self.seed, group=config.group_size)
-    tokens = join(prompts, completions)
-    start = prompts.text.shape[1]
-    jax.block_until_ready(tokens.text)
-    rolled = clock()
-
-    hosted, host_seconds = self._host(prompts, completions, requests)
-    rewards, advantage = self._assess(self.judge, tokens, jnp.repeat(jnp.asarray(asked), config.group_size), start, hosted)
-    # An answer that the judge could not read is no evidence of anything.
-    tokens = tokens.replace(loss=tokens.loss * rewards.valid[:, None])
-    batch = {'tokens': tokens, 'old': self.old_units(completions, start), 'advantage': advantage,
-             'reference': self._reference(self.reference, tokens)}
-    jax.block_until_ready(batch)
-    judged = clock()
-
-    key = jax.random.fold_in(jax.random.key(self.seed), number)
-    for epoch in range(config.inner_epochs):
-      for part in range(config.minibatches):
-        # Whole groups stay together only by chance of the cut; advantages are known already, so any cut is right.
-        piece = jax.tree.map(lambda a, part=part: a[part::config.minibatches], batch)
-        state, values = self._update(state, piece, key)
-        if epoch == 0 and part == 0:
-          first = values
-    metrics = jax.device_get(first | self._summary(rewards, completions, tokens, start))
-    # Later epochs are where ratios leave 1; the first update shows whether decoder and trainer agree.
-    if config.inner_epochs * config.minibatches > 1:
-      metrics |= {f'last.{name}': value for name, value in jax.device_get(values).items() if 'clipped' in name}
-    metrics |= host_seconds | {'seconds.rollout': rolled - began, 'seconds.reward': judged - rolled,
-                               'seconds.update': clock() - judged}
-    return state, {name: float(value) for name, value in metrics.items()}
-
-  def _summary(self, rewards: Rewards, completions: Completions, tokens: TokenBatch, start: int) -> dict[str, jax.Array]:
+  def _metrics(self, rewards: Rewards, parse: grammar.Parse, completions: Completions, tokens: TokenBatch, spread: jax.Array,
+               advantage: jax.Array) -> dict[str, jax.Array]:
+    """What is told of one sample."""
     valid = rewards.valid.astype(jnp.float32)
     mean = lambda a: jnp.sum(a * valid) / jnp.maximum(jnp.sum(valid), 1.0)
-    textual, visual = (advantages.mean_of_steps(a, rewards.counts) for a in (rewards.textual, rewards.visual))
-    own = {name: advantages.mean_of_steps(value, rewards.counts) for name, value in rewards.own.items()}
-    weights = self.config.weights
-    total = weights['textual'] * textual + weights['visual'] * visual + weights['format'] * rewards.structure
-    for value in own.values():
-      total = total + weights['own'] * value
-    spread = jnp.std(total.reshape(-1, self.config.group_size), axis=1)
+    of_steps = lambda value: mean(advantages.mean_of_steps(value, rewards.counts))
     length = jnp.sum(completions.tokens.modality != PADDING, axis=1)
+    opened = tokens.text[:, self.config.max_prompt:] == self.decoder.layout.block.begin
     return {
-        'reward': mean(total), 'reward.textual': mean(textual), 'reward.visual': mean(visual),
+        'reward': mean(advantages.total(rewards, self.advantage)),
+        'reward.textual': of_steps(rewards.textual), 'reward.visual': of_steps(rewards.visual),
         'reward.format': mean(rewards.structure), 'reward.spread': jnp.mean(spread),
-        'zero_spread': jnp.mean(spread < 1e-6), 'judge_failed': jnp.mean(1.0 - valid),
-        'length': jnp.mean(length), 'unfinished': jnp.mean(completions.finish != 0),
-        'images': jnp.mean(jnp.sum(tokens.text[:, start:] == self.decoder.layout.block.begin, axis=1)),
-    } | {f'reward.own.{name}': mean(value) for name, value in own.items()}
+        'advantage.spread': jnp.sqrt(jnp.sum(advantage ** 2 * tokens.loss) / jnp.maximum(jnp.sum(tokens.loss), 1.0)),
+        'judge_failed': jnp.mean(1.0 - valid), 'malformed': jnp.mean(1.0 - parse.well_formed),
+        'length': jnp.mean(length), 'unfinished': jnp.mean(completions.finish != 0), 'steps': jnp.mean(parse.steps),
+        'images': jnp.mean(jnp.sum(opened, axis=1)),
+    } | {f'reward.own.{name}': of_steps(value) for name, value in rewards.own.items()}
+
+
+def _means(found: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+  return {name: float(np.mean([one[name] for one in found])) for name in found[0]}
 
 
 def conversations(prompts: TokenBatch, completions: Completions, layout_: layout.Layout,

@@ -7,6 +7,7 @@ block, W reach of the token mixer, N rows of image features, f their width.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -203,6 +204,19 @@ def define(config: ModelConfig) -> Definition:
   return Definition(lambda rngs: UnifiedModel(config, rngs), config.param_dtype)
 
 
+def by_chunks(score: Callable[[Any], Any], pieces: Any, chunk: int) -> Any:
+  """score(pieces), `chunk` of the entries of their first axis at a time (0: all at once); what a chunk builds is not kept for the
+  backward pass either."""
+  size = len(jax.tree.leaves(pieces)[0])
+  if not chunk or chunk >= size:
+    return score(pieces)
+  count = -(-size // chunk)
+  padded = jax.tree.map(lambda a: jnp.pad(a, [(0, count * chunk - size)] + [(0, 0)] * (a.ndim - 1)), pieces)
+  split = jax.tree.map(lambda a: a.reshape(count, chunk, *a.shape[1:]), padded)
+  out = jax.lax.map(jax.checkpoint(score), split)
+  return jax.tree.map(lambda a: a.reshape(count * chunk, *a.shape[2:])[:size], out)
+
+
 def position_log_probs(model: UnifiedModel, hidden: jax.Array, batch: TokenBatch, *, chunk: int = 0,
                        temperature: tuple[float, float] = (1.0, 1.0)) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Log-probability of every position given those before it, and the entropy there.
@@ -238,15 +252,7 @@ def position_log_probs(model: UnifiedModel, hidden: jax.Array, batch: TokenBatch
     return (jnp.where(is_code | given, 0.0, text_log_prob), jnp.where(is_code[:, None], code_log_prob, 0.0),
             jnp.where(given, 0.0, spread))
 
-  pieces = (before, *flat)
-  if not chunk or chunk >= b * t:
-    out = score(pieces)
-  else:
-    count = -(-b * t // chunk)
-    padded = jax.tree.map(lambda a: jnp.pad(a, [(0, count * chunk - b * t)] + [(0, 0)] * (a.ndim - 1)), pieces)
-    split = jax.tree.map(lambda a: a.reshape(count, chunk, *a.shape[1:]), padded)
-    out = jax.lax.map(jax.checkpoint(score), split)
-    out = jax.tree.map(lambda a: a.reshape(count * chunk, *a.shape[2:])[:b * t], out)
+  out = by_chunks(score, (before, *flat), chunk)
   text, codes, entropy = jax.tree.map(lambda a: a.reshape(b, t, *a.shape[1:]), out)
   first = (jnp.arange(t) == 0)[None, :]
   return jnp.where(first, 0.0, text), jnp.where(first[..., None], 0.0, codes), jnp.where(first, 0.0, entropy)

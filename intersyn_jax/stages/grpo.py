@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import jax
+import dataclasses
+from typing import Any
+
+import ml_collections
 import numpy as np
 
 from intersyn_jax.errors import UserError
+from intersyn_jax.grpo.advantages import AdvantageConfig
 from intersyn_jax.grpo.loss import LossConfig
 from intersyn_jax.grpo.rewards import HostReward, Reward, asked_steps
 from intersyn_jax.grpo.trainer import GRPOConfig, Trainer
@@ -14,6 +18,7 @@ from intersyn_jax.interleave.types import Turn, text_of
 from intersyn_jax.stages import imports
 from intersyn_jax.stages.common import Run
 from intersyn_jax.stages.parts import Parts, policy_folder
+from intersyn_jax.stages.watch import Watch
 from intersyn_jax.training import checkpoints, loop
 from intersyn_jax.training.optimizer import OptimizerConfig, make_optimizer
 
@@ -60,38 +65,62 @@ def own_rewards(parts: Parts) -> dict[str, Reward | HostReward]:
 
 
 def run(run: Run) -> dict:
+  return train(run, 'grpo')
+
+
+def train(run: Run, policy: str) -> dict:
+  """Trains a policy under `config.grpo` and keeps it where policies of that name lie. Returns the last metrics."""
   parts = Parts(run)
   config, grpo = run.config, run.config.grpo
   run.require('judge', policy_folder(run.workdir, grpo.init).relative_to(run.workdir).parts[0])
+  folder = parts.policy_folder(policy).parent
+  label = str(folder.relative_to(run.workdir))
   own = own_rewards(parts)
-  reference = parts.policy(grpo.init)
-  decoder = parts.decoder(max_positions=grpo.max_positions, text_temperature=1.0, text_top_k=0, text_top_p=1.0,
-                          image_temperature=1.0, image_top_k=0, image_top_p=1.0, guidance=1.0)
-  optimizer = make_optimizer(OptimizerConfig(**grpo.optimizer), grpo.steps * grpo.inner_epochs * grpo.minibatches)
-  settings = GRPOConfig(
-      grpo.group_size, grpo.reward.to_dict(), grpo.process, grpo.process_normalise, grpo.advantage_scale,
-      grpo.inner_epochs, grpo.minibatches, grpo.micro_batches, config.judge.max_steps)
-  losses = LossConfig(grpo.clip_low, grpo.clip_high, grpo.kl, grpo.kl_estimator, grpo.aggregation, grpo.code_ratio,
-                      grpo.log_prob_chunk)
   judge, judge_params = parts.judge()
-  narrow = judge.within(grpo.max_prompt, grpo.max_positions)
-  trainer = Trainer(decoder, narrow.score, judge_params, optimizer, reference, settings, losses, config.seed, own)
+  losses = _fields(LossConfig, grpo)
+  optimizer = make_optimizer(OptimizerConfig(**grpo.optimizer), grpo.steps * grpo.inner_epochs * grpo.minibatches)
+  trainer = Trainer(
+      parts.decoder(max_positions=grpo.max_positions, **grpo.sampling), judge.within(grpo.max_prompt, grpo.max_positions).score,
+      judge_params, optimizer, parts.policy(grpo.init) if losses.has_reference else None,
+      _fields(GRPOConfig, grpo, max_steps=config.judge.max_steps), _fields(AdvantageConfig, grpo, weights=grpo.reward.to_dict()),
+      losses, config.seed, own)
   prompts = Prompts(parts, grpo.questions, grpo.max_prompt, config.seed)
+  watch = Watch(parts, grpo.watch, (judge, judge_params))
 
   state = loop.init_state(parts.policy(grpo.init), optimizer)
-  saved = checkpoints.Checkpoints(parts.policy_folder('grpo'), identity=run.config_hash('grpo'))
+  saved = checkpoints.Checkpoints(folder / 'checkpoints', identity=run.config_hash('grpo'))
   done, last = 0, {}
   if saved.latest() is not None:
     state, meta = saved.restore(state)
-    done, last = meta['iteration'], meta['metrics']
-  metrics, progress = run.metrics('grpo', done), run.progress('grpo', grpo.steps, done)
-  for number in range(done, grpo.steps):
-    rows, asked = prompts.batch(number, grpo.prompts)
-    state, last = trainer.iteration(state, number, jax.tree.map(np.asarray, rows), asked)
-    done = number + 1
+    done, last, trainer.memory, watch.history = meta['iteration'], meta['metrics'], meta['memory'], meta['watch']
+  metrics, watched, progress = run.metrics(label, done), None, run.progress(policy, grpo.steps, done)
+  if grpo.watch.every:
+    watched = run.metrics(f'{label}/watch', done or -1)
+
+  def look() -> None:
+    if watch.due(done, grpo.steps):
+      row = watch.look(done, state['params'])
+      watched.write(done, {name: value for name, value in row.items() if name != 'step'})
+
+  look()
+  while done < grpo.steps and not watch.diverged:
+    state, last = trainer.iteration(state, lambda number: prompts.batch(number, grpo.prompts))
+    done += 1
     metrics.write(done, last)
-    progress(done, grpo.steps, 0.0, 0.0, last)
-    if done % grpo.checkpoint_every == 0 or done == grpo.steps:
-      saved.save(state, iteration=done, metrics=last)
-  return {name: value for name, value in last.items() if not name.startswith('seconds.')} | {
-      'questions': len(prompts.documents)}
+    progress.update(done, reward=last['reward'])
+    look()
+    if done % grpo.checkpoint_every == 0 or done == grpo.steps or watch.diverged:
+      saved.save(state, iteration=done, metrics=last, memory=trainer.memory, watch=watch.history)
+  progress.close()
+  if watch.diverged:
+    run.say(f'{policy}: ended after {done} of {grpo.steps} iterations, judge and known world drift apart on the validation split '
+            f'(grpo.watch.divergence {grpo.watch.divergence})')
+  seen = {f'watch.{name}': value for name, value in (watch.history[-1] if watch.history else {}).items() if name != 'step'}
+  return {name: value for name, value in last.items() if not name.startswith('seconds.')} | seen | {
+      'iterations': done, 'questions': len(prompts.documents)}
+
+
+def _fields(kind: type, section: ml_collections.ConfigDict, **given: Any) -> Any:
+  """A record of the fields that a config section has for it."""
+  found = {field.name: section[field.name] for field in dataclasses.fields(kind) if field.name in section}
+  return kind(**(found | given))

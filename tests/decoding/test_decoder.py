@@ -228,14 +228,20 @@ def check(logits, chosen, log_prob, control):
 
 @pytest.mark.parametrize('name, config', [('flat', 'guided'), ('flat', 'truncated'), ('flat', 'three'), ('lined', 'guided'),
                                           ('lined', 'three'), ('flat', 'greedy'), ('flat', 'plain')])
-def test_guided_log_probs_are_recomputed_from_the_tokens(name, config):
+def test_what_was_drawn_is_scored_again_from_the_tokens(name, config):
   layout_, definition, params = setting(name)
   prompts, out = decoded(name, config)
 
-  def again(params, rows):
-    return guidance.code_log_probs(definition.bind(params), rows, prompts.text.shape[1], layout_, CONFIGS[config])
+  def again(params, rows, chunk):
+    return guidance.log_probs(definition.bind(params), rows, prompts.text.shape[1], layout_, CONFIGS[config], chunk)
 
-  np.testing.assert_allclose(jax.jit(again)(params, join(prompts, out)), out.code_log_prob, atol=1e-4)
+  again = jax.jit(again, static_argnums=2)
+  text, codes, entropy = again(params, join(prompts, out), 0)
+  np.testing.assert_allclose(codes, out.code_log_prob, atol=1e-4)
+  np.testing.assert_allclose(text + codes.sum(-1), out.log_prob, atol=1e-4)
+  assert (np.asarray(entropy) >= -1e-5).all()
+  for whole, part in zip((text, codes, entropy), again(params, join(prompts, out), 11), strict=True):
+    np.testing.assert_allclose(whole, part, atol=1e-5)
 
 
 @pytest.mark.parametrize('name', LAYOUTS)

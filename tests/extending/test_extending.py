@@ -20,6 +20,7 @@ from intersyn_jax.decoding.config import DecodeConfig
 from intersyn_jax.decoding.decoder import Decoder
 from intersyn_jax.errors import UserError
 from intersyn_jax.grpo import advantages
+from intersyn_jax.grpo.advantages import AdvantageConfig
 from intersyn_jax.grpo.loss import LossConfig
 from intersyn_jax.grpo.rewards import HostReward, hybrid
 from intersyn_jax.grpo.trainer import GRPOConfig, Trainer
@@ -117,12 +118,13 @@ def trained(quick):
   optimizer = make_optimizer(OptimizerConfig(), 2)
   weights = {'textual': 1.0, 'visual': 1.0, 'format': 0.0, 'own': 1.0}
   trainer = Trainer(Decoder(definition, layout_, mesh, DecodeConfig(max_positions=24, bucket=8)), judge, {}, optimizer, params,
-                    GRPOConfig(8, weights, max_steps=STEPS), LossConfig(kl=0.0), 0, own)
+                    GRPOConfig(16, max_steps=STEPS), AdvantageConfig(8, weights), LossConfig(kl=0.0), 0, own)
   prompts = layout.stack([layout.prompt(small_model.question(text), layout_) for text in ('a red', 'move the blue')], 16,
                          left=True)
   given = []
   trainer._update = lambda state, batch, key: given.append(batch) or (state, {})
-  _, metrics = trainer.iteration({'params': params}, 1, prompts, np.array([1, 2], np.int32))
+  trainer.memory['drawn'] = 1
+  _, metrics = trainer.iteration({'params': params}, lambda number: (prompts, np.array([1, 2], np.int32)))
   return metrics, seen, given, (definition, params, layout_)
 
 
@@ -211,8 +213,8 @@ class Wrong(HostReward):
 def test_rewards_of_the_wrong_kind_are_named(trained):
   *_, (definition, params, layout_) = trained
   make = lambda own: Trainer(Decoder(definition, layout_, small_model.one_device(), DecodeConfig(max_positions=8)), None, {},
-                             make_optimizer(OptimizerConfig(), 1), params, GRPOConfig(2, {}, max_steps=STEPS), LossConfig(), 0,
-                             {'mine': own})
+                             make_optimizer(OptimizerConfig(), 1), params, GRPOConfig(16, max_steps=STEPS), AdvantageConfig(2, {}),
+                             LossConfig(), 0, {'mine': own})
   prompts = layout.stack([layout.prompt(small_model.question('a red'), layout_)], 16, left=True)
   tokens = jax.tree.map(jnp.asarray, prompts)
   for reward, words in ((lambda tokens: tokens.loss, r'float32\[1, 16\]'), (lambda tokens: None, 'NoneType'),
@@ -225,7 +227,7 @@ def test_rewards_of_the_wrong_kind_are_named(trained):
   for value, words in (([[0.0] * STEPS], 'gave list'), (np.zeros((1, 2)), r'float64\[1, 2\]'),
                        (np.array([['a'] * STEPS]), '<U1')):
     with pytest.raises(UserError, match=f'config.grpo.rewards: mine .*{words}'):
-      make(Wrong(value))._host(prompts, completions, np.arange(1))
+      make(Wrong(value))._host(prompts, completions, np.arange(1), {})
 
 
 def test_constructors_of_the_wrong_kind_are_named():

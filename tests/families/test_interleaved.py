@@ -14,6 +14,7 @@ import pytest
 from intersyn_jax import sharding
 from intersyn_jax.decoding.config import DecodeConfig
 from intersyn_jax.decoding.decoder import Decoder
+from intersyn_jax.grpo.advantages import AdvantageConfig
 from intersyn_jax.grpo.loss import LossConfig
 from intersyn_jax.grpo.trainer import GRPOConfig, Trainer
 from intersyn_jax.interleave import grammar, layout
@@ -120,9 +121,10 @@ def test_warm_up_decoding_and_grpo(family, devices, folder):
   judge = SynJudge.of(parts.config, parts.layout, {'layers': 1, 'reader': 1, 'max_steps': 3, 'widths': {
       name: 2 * len(whole.text) for name in ('tcc', 'icc', 'its')}}).within(prompts.text.shape[1], len(whole.text))
   trainer = Trainer(decoder, judge.score, drawn(judge.definition, parts.mesh, 1), parts.optimizer, parts.params,
-                    GRPOConfig(group, {'textual': 1.0, 'visual': 1.0, 'format': 1.0}), LossConfig(), seed=0)
+                    GRPOConfig(prompts.text.shape[1]),
+                    AdvantageConfig(group, {'textual': 1.0, 'visual': 1.0, 'format': 1.0}), LossConfig(), seed=0)
   state = loop.init_state(jax.tree.map(jnp.copy, parts.params), parts.optimizer)
-  state, metrics = trainer.iteration(state, 0, prompts, np.asarray([2, 2], np.int32))
+  state, metrics = trainer.iteration(state, lambda number: (prompts, np.asarray([2, 2], np.int32)))
   # Decoder and trainer agree on what was drawn, so that the first ratio is 1 by agreement.
   assert max(metrics['log_ratio.text'], metrics['log_ratio.image']) < 1e-4
   moved = [float(jnp.abs(a - b).max()) for a, b in zip(jax.tree.leaves(state['params']), jax.tree.leaves(parts.params),
