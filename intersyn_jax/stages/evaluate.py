@@ -76,7 +76,7 @@ def run(run: Run) -> dict[str, Any]:
   server = _server(run)
   folder = run.directory('evaluate')
   policies = [name for name in TRAINED if trained(run, name)]
-  work = _Work(run, parts, folder, policies)
+  work = Work(run, parts, folder, policies)
   scores = {policy: work.scores(policy) for policy in (CHANCE, *policies)}
   skill = {policy: work.skills(policy) for policy in policies}
   asked = _ask_server(run, work, folder, scores, server)
@@ -104,8 +104,13 @@ def read_scores(workdir: epath.PathLike) -> dict[str, dict[str, dict[str, np.nda
   return found
 
 
-class _Work:
-  """What all policies share, and what is done already."""
+class Work:
+  """Answers and scores of policies: what all of them share, and what is done already.
+
+  Args:
+    folder: answers are kept in FOLDER/answers.
+    policies: all that may be asked for, beside CHANCE.
+  """
 
   def __init__(self, run: Run, parts: Parts, folder: epath.Path, policies: Sequence[str]):
     self.run, self.parts, self.folder, self.section = run, parts, folder, run.config.evaluate
@@ -275,7 +280,7 @@ def _server(run: Run) -> served.ServedJudge | None:
                                log=run.workdir / 'endpoint' / 'judgements.jsonl')
 
 
-def _ask_server(run: Run, work: _Work, folder: epath.Path, scores: statistics.Scores,
+def _ask_server(run: Run, work: Work, folder: epath.Path, scores: statistics.Scores,
                 judge: served.ServedJudge | None) -> dict[str, Any]:
   """Adds the scorer `endpoint` to the scores: NaN where it failed and where it was not asked. Gives its counts, in which
   only those that were asked can have failed, and writes `endpoint.json` with every judgement and its reason."""
@@ -311,7 +316,7 @@ def _mean(values: np.ndarray, resamples: int) -> dict[str, Any]:
 # Files.
 
 
-def _write(run: Run, work: _Work, folder: epath.Path, scores: statistics.Scores, skill: Mapping[str, Any]) -> None:
+def _write(run: Run, work: Work, folder: epath.Path, scores: statistics.Scores, skill: Mapping[str, Any]) -> None:
   section = run.config.evaluate
   bootstrap = dict(resamples=section.bootstrap, seed=run.config.seed)
   table = statistics.summary(scores, PAIRS, **bootstrap)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 
 import jax
@@ -45,9 +46,14 @@ POLICIES = {
 }
 """Where the checkpoints of each policy lie in a work folder."""
 
+_VARIANT = re.compile(r'grpo/[\w=+]+')
+"""Policies of a study, beside that of the stage: `grpo/NAME`."""
+
 
 def policy_folder(workdir: epath.PathLike, name: str) -> epath.Path:
   """Where the checkpoints of a policy lie."""
+  if _VARIANT.fullmatch(name):
+    return epath.Path(workdir) / name / 'checkpoints'
   if name not in POLICIES:
     raise UserError(f'there is no policy {name!r}; there are {", ".join(POLICIES)}')
   return epath.Path(workdir).joinpath(*POLICIES[name])

@@ -22,7 +22,7 @@ def start(monkeypatch):
   monkeypatch.setattr(Run, 'require', lambda self, *stages: None)
   monkeypatch.setattr(evaluate, 'trained', lambda run, policy: policy == 'warmup')
   monkeypatch.setattr(evaluate, 'identity', lambda folder: folder.parent.name)
-  monkeypatch.setattr(evaluate._Work, 'skills', lambda self, policy: {})  # they cost programs and have no part in this
+  monkeypatch.setattr(evaluate.Work, 'skills', lambda self, policy: {})  # they cost programs and have no part in this
   monkeypatch.setattr(endpoint, 'FIRST_WAIT', 0.01)
 
   def run(workdir, **fields):
