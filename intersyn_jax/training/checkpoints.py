@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -23,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 
 from intersyn_jax.errors import UserError
 from intersyn_jax.training.trees import abstract, flat, nested, unflat
@@ -36,6 +38,9 @@ _HASHED_BYTES = 64 << 20  # larger files are checked by size only: hashing them 
 class Checkpoints:
   """The checkpoints of one stage.
 
+  A damaged latest checkpoint is set aside (`STEP.damaged`), with a line on stderr, where one before it is whole; the run then
+  goes on from that one.
+
   Arguments:
     folder: created when missing.
     keep: how many of the latest steps stay.
@@ -46,6 +51,10 @@ class Checkpoints:
     self.folder = epath.Path(folder)
     self.identity = identity
     self.folder.mkdir(parents=True, exist_ok=True)
+    if jax.process_index() == 0:
+      _set_aside_damaged(self.folder)
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices(f'checkpoints {self.folder}')
     self._manager = ocp.CheckpointManager(
         self.folder.resolve(),
         options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False))
@@ -293,6 +302,27 @@ def _write_listing(folder: epath.Path, step: int) -> None:
   for old in folder.glob('*.files.json'):
     if not (folder / old.name.split('.')[0]).exists():
       old.unlink()
+
+
+def _set_aside_damaged(folder: epath.Path) -> None:
+  """Renames the latest steps that are damaged, if one before them is whole; else they stay, and reading them tells why."""
+  steps = sorted((int(p.name) for p in folder.iterdir() if p.name.isdigit()), reverse=True)
+  reasons: dict[int, UserError] = {}
+  for step in steps:
+    try:
+      read_meta(folder, step)
+    except UserError as error:
+      reasons[step] = error
+      continue
+    for bad, error in reasons.items():
+      aside = folder / f'{bad}.damaged'
+      if aside.exists():
+        aside.rmtree()
+      (folder / str(bad)).rename(aside)
+      (folder / f'{bad}.files.json').unlink(missing_ok=True)
+      reason = str(error).split(': delete ')[0]
+      print(f'{reason}; it was renamed to {aside.name}, the run goes on from step {step}', file=sys.stderr, flush=True)
+    return
 
 
 def _check_listing(folder: epath.Path, step: int) -> None:

@@ -100,6 +100,30 @@ def test_a_listing_that_a_kill_left_out_is_made_when_the_run_goes_on(folder):
   assert listing.read_bytes() == before
 
 
+def test_a_damaged_latest_checkpoint_is_set_aside_and_the_one_before_is_used(folder, capsys):
+  path = next(p for p in files_of(folder) if 'params' in p.parts)
+  path.write_bytes(path.read_bytes()[:5])
+  checkpoints = Checkpoints(folder, identity='abc')
+  told = capsys.readouterr().err
+  assert str(path) in told and '3.damaged' in told and 'goes on from step 2' in told and told.count('\n') == 1
+  assert checkpoints.latest() == 2 and (folder / '3.damaged').is_dir()
+  state, _ = checkpoints.restore(make_state(0))
+  assert_same(state, make_state(2))
+  checkpoints.save(make_state(3), seed=7, metrics={})  # the same step again
+  assert_same(load_params(folder, make_state()['params']), make_state()['params'])
+  Checkpoints(folder)
+  assert capsys.readouterr().err == ''
+
+
+def test_where_all_are_damaged_nothing_is_renamed_and_nothing_starts_afresh(folder):
+  for step in ('2', '3'):
+    (folder / step / 'meta' / 'metadata').write_text('{')
+  checkpoints = Checkpoints(folder, identity='abc')
+  assert checkpoints.latest() == 3
+  with pytest.raises(UserError, match='truncated or changed'):
+    checkpoints.restore(make_state(0))
+
+
 def test_deleting_the_damaged_step_goes_on_from_the_one_before(folder):
   shutil.rmtree(folder / '3')
   checkpoints = Checkpoints(folder, identity='abc')
