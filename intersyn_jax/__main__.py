@@ -6,6 +6,8 @@ once. A mistake of the user is one line and exit code 2; a traceback is a bug.
 
 from __future__ import annotations
 
+import ast
+import pathlib
 import sys
 
 from intersyn_jax.errors import UserError
@@ -32,6 +34,8 @@ def main(arguments: list[str]) -> int:
   if not arguments or arguments[0] in ('-h', '--help', 'help') or '--help' in arguments:
     width = max(map(len, STAGES))
     print(USAGE.format(stages='\n'.join(f'  {name:<{width}}  {what}' for name, what in STAGES.items())))
+    if arguments and arguments[0] in STAGES:
+      print(f'\n{_about(arguments[0])}')
     return 0 if arguments else 2
   try:
     _start(arguments)
@@ -42,6 +46,12 @@ def main(arguments: list[str]) -> int:
     print('interrupted; the same command goes on from here', file=sys.stderr)
     return 130
   return 0
+
+
+def _about(stage: str) -> str:
+  """What the file of a stage says of itself, its flags among it; nothing is imported for that."""
+  path = pathlib.Path(__file__).with_name('stages') / f'{stage}.py'
+  return ast.get_docstring(ast.parse(path.read_text(encoding='utf-8'))) or ''
 
 
 def _start(arguments: list[str]) -> None:

@@ -11,11 +11,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import PIL.Image
 
 from intersyn_jax.data import images
 from intersyn_jax.endpoint import picture_of, words
 from intersyn_jax.errors import UserError
 from intersyn_jax.interleave.types import DIMENSIONS, Conversation, Image, Segment, images_of, text_of
+
+LARGEST = 1024
+"""Pixels of the longer side of a picture that is shown; larger ones are made smaller."""
+
+ABSENT = 0.0
+"""The score of what was not asked for, since the answer lacks text or pictures (`asked`)."""
 
 NAMES = dict(zip(DIMENSIONS, ('text_content', 'image_content', 'image_quality', 'image_text_synergy'), strict=True))
 """What the scores are called in the prompt and in replies."""
@@ -87,20 +94,16 @@ def messages(conversation: Conversation, dimensions: Sequence[str], smallest_sid
   Raises:
     ValueError: a picture cannot be read.
   """
-  mark = f'material_{_name_of(conversation)}'
-  parts: list[dict[str, Any]] = [words(f'<{mark}>')]
+  mark = f'material_{name_of([s for turn in conversation.turns for s in (*turn.question, *turn.answer)])}'
+  found: list[dict[str, Any]] = [words(f'<{mark}>')]
   for number, turn in enumerate(conversation.turns, start=1):
     last = number == len(conversation.turns)
-    parts += [words(f'[Question {number}]'), *_parts(turn.question, smallest_side)]
-    parts += [words(f'[Answer {number}{", to be graded" if last else ""}]'), *_parts(turn.answer, smallest_side)]
-    if not text_of(turn.answer).strip():
-      parts.append(words('[this answer has no text]'))
-    if not images_of(turn.answer):
-      parts.append(words('[this answer has no picture]'))
-  parts.append(words(f'</{mark}>'))
+    found += [words(f'[Question {number}]'), *parts(turn.question, smallest_side)]
+    found += answer(f'[Answer {number}{", to be graded" if last else ""}]', turn.answer, smallest_side)
+  found.append(words(f'</{mark}>'))
   form = '{' + ', '.join(f'"{NAMES[d]}": 0-5' for d in dimensions) + '}'
   task = _TASK.format(rubric='\n\n'.join(_RUBRIC[d] for d in dimensions), mark=mark, form=form)
-  return [{'role': 'system', 'content': task}, {'role': 'user', 'content': parts}]
+  return [{'role': 'system', 'content': task}, {'role': 'user', 'content': found}]
 
 
 def scores_in(found: Mapping[str, Any], dimensions: Sequence[str]) -> dict[str, int]:
@@ -118,23 +121,44 @@ def scores_in(found: Mapping[str, Any], dimensions: Sequence[str]) -> dict[str, 
   return {d: found[name] for name, d in wanted.items()}
 
 
-def _parts(segments: Sequence[Segment], smallest_side: int) -> list[dict[str, Any]]:
+def kept(scores: Mapping[str, Any]) -> dict[str, int]:
+  """Scores as the log has them, by dimension, checked as a reply is. Raises ValueError."""
+  return scores_in({NAMES.get(d, d): value for d, value in scores.items()}, [d for d in DIMENSIONS if d in scores])
+
+
+def answer(title: str, segments: Sequence[Segment], smallest_side: int) -> list[dict[str, Any]]:
+  """One answer under a title as parts of a message, with what it lacks said."""
+  found = [words(title), *parts(segments, smallest_side)]
+  if not text_of(segments).strip():
+    found.append(words('[this answer has no text]'))
+  if not images_of(segments):
+    found.append(words('[this answer has no picture]'))
+  return found
+
+
+def parts(segments: Sequence[Segment], smallest_side: int) -> list[dict[str, Any]]:
+  """Texts and pictures as parts of a message. Raises ValueError where a picture cannot be read."""
   return [picture_of(_pixels(s), smallest_side) if isinstance(s, Image) else words(s.text) for s in segments]
 
 
 def _pixels(image: Image) -> np.ndarray:
-  """uint8[H,W,3] of the picture: what is sent is encoded anew, without metadata."""
+  """uint8[H,W,3] of the picture, no side longer than LARGEST: what is sent is encoded anew, without metadata."""
   if not image.data:
     raise ValueError('picture without pixels')
   try:
-    return images.pixels(image.data)
+    pixels = images.pixels(image.data)
   except UserError:
     raise ValueError('picture cannot be read') from None
+  if max(pixels.shape[:2]) <= LARGEST:
+    return pixels
+  small = PIL.Image.fromarray(pixels)
+  small.thumbnail((LARGEST, LARGEST), PIL.Image.Resampling.LANCZOS)
+  return np.asarray(small)
 
 
-def _name_of(conversation: Conversation) -> str:
+def name_of(segments: Sequence[Segment]) -> str:
+  """A name drawn from all texts and pictures, which none of them can hold."""
   digest = hashlib.blake2b(digest_size=6)
-  for turn in conversation.turns:
-    for segment in (*turn.question, *turn.answer):
-      digest.update(segment.data if isinstance(segment, Image) else segment.text.encode())
+  for segment in segments:
+    digest.update(segment.data if isinstance(segment, Image) else segment.text.encode())
   return digest.hexdigest()

@@ -13,7 +13,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from etils import epath
@@ -22,7 +22,7 @@ from intersyn_jax.data import images
 from intersyn_jax.endpoint import CUT, EMPTY, Endpoint, EndpointConfig, EndpointError, one_object
 from intersyn_jax.errors import UserError
 from intersyn_jax.interleave.layout import Layout, turns_of
-from intersyn_jax.interleave.types import DIMENSIONS, Conversation, Image, Turn
+from intersyn_jax.interleave.types import Conversation, Image, Turn
 from intersyn_jax.judge import rubric
 from intersyn_jax.judge.labelled import Labelled
 
@@ -35,13 +35,14 @@ class Judgement:
   """Of one answer.
 
   Attributes:
-    scores: tcc, icc, iq, its, each 0-5, means over the valid samples; None where the judgement failed.
+    scores: one of each dimension of the rubric (tcc, icc, iq, its, each 0-5), means over the valid samples; None where the
+      judgement failed.
     spread: standard deviation of each over the valid samples (of the population); None where the judgement failed.
     reason: why it failed, '' where it did not.
   """
 
-  scores: tuple[float, float, float, float] | None
-  spread: tuple[float, float, float, float] | None
+  scores: tuple[float, ...] | None
+  spread: tuple[float, ...] | None
   reason: str = ''
 
 
@@ -55,6 +56,33 @@ class _Question:
   problem: str = ''
 
 
+class Rubric(Protocol):
+  """What a judge is asked, and how its replies are read: the module `judge.rubric`, or that of a benchmark.
+
+  Attributes:
+    DIMENSIONS: what is scored.
+    ABSENT: the score of a dimension that is not asked for.
+  """
+
+  DIMENSIONS: tuple[str, ...]
+  ABSENT: float
+
+  def asked(self, item: Any) -> tuple[str, ...]:
+    """The dimensions to ask for."""
+
+  def messages(self, item: Any, dimensions: Sequence[str], smallest_side: int) -> list[dict[str, Any]]:
+    """The chat that asks. Raises ValueError with the reason why it cannot be asked."""
+
+  def schema(self, dimensions: Sequence[str]) -> dict[str, Any]:
+    """JSON schema of a reply."""
+
+  def scores_in(self, found: Mapping[str, Any], dimensions: Sequence[str]) -> dict[str, int]:
+    """The scores in a reply. Raises ValueError with a reason of a few words."""
+
+  def kept(self, scores: Mapping[str, Any]) -> dict[str, int]:
+    """Scores as the log has them, checked as a reply is. Raises ValueError."""
+
+
 class ServedJudge:
   """Judges answers by asking a server.
 
@@ -66,13 +94,14 @@ class ServedJudge:
     smallest_side: pixels; smaller pictures are enlarged for the server.
     seed: of the replies.
     log: JSON Lines file in which valid replies are kept; what is in it is not asked again. None keeps nothing.
+    rules: the rubric; SynJudge's if None.
 
   Raises:
     UserError: the file is no such log.
   """
 
   def __init__(self, endpoint: Endpoint, *, samples: int = 3, bad_replies: int = 2, temperature: float = 0.7,
-               smallest_side: int = 224, seed: int = 0, log: epath.PathLike | None = None):
+               smallest_side: int = 224, seed: int = 0, log: epath.PathLike | None = None, rules: Rubric | None = None):
     field = endpoint.config.field
     for name, value, least in (('samples', samples, 1), ('bad_replies', bad_replies, 0), ('temperature', temperature, 0),
                                ('smallest_side', smallest_side, 1)):
@@ -80,7 +109,8 @@ class ServedJudge:
         raise UserError(f'{field}.{name} is {value}; make it at least {least}')
     self.endpoint, self.samples, self.bad_replies = endpoint, samples, bad_replies
     self.temperature, self.smallest_side, self.seed = temperature, smallest_side, seed
-    self._log = _Log(log) if log is not None else None
+    self._rules: Rubric = rules if rules is not None else rubric
+    self._log = _Log(log, self._rules) if log is not None else None
     self._known: dict[str, dict[str, int]] = self._log.read() if self._log else {}
     self._lock = threading.Lock()
     self._judged = self._from_log = 0
@@ -88,25 +118,26 @@ class ServedJudge:
     self._bad: collections.Counter[str] = collections.Counter()
 
   @classmethod
-  def of(cls, section: Mapping[str, Any], *, field: str, seed: int = 0, log: epath.PathLike | None = None) -> ServedJudge:
+  def of(cls, section: Mapping[str, Any], *, field: str, seed: int = 0, log: epath.PathLike | None = None,
+         rules: Rubric | None = None) -> ServedJudge:
     """From a section of a configuration whose dotted name is `field`: fields of EndpointConfig and of this class."""
     own = ('samples', 'bad_replies', 'temperature', 'smallest_side')
     endpoint = Endpoint(EndpointConfig.of(section, field), seed=seed)
-    return cls(endpoint, seed=seed, log=log, **{n: section[n] for n in own if n in section})
+    return cls(endpoint, seed=seed, log=log, rules=rules, **{n: section[n] for n in own if n in section})
 
   def judge(self, conversations: Sequence[Conversation],
             tick: Callable[[int], None] | None = None) -> tuple[np.ndarray, list[str]]:
     """Scores float32[N,4] of the last answers, NaN where the judgement failed, and the reasons ('' where it did not)."""
     found = self.judgements(conversations, tick)
-    scores = [j.scores if j.scores is not None else (np.nan,) * len(DIMENSIONS) for j in found]
-    return np.array(scores, np.float32).reshape(-1, len(DIMENSIONS)), [j.reason for j in found]
+    width = len(self._rules.DIMENSIONS)
+    scores = [j.scores if j.scores is not None else (np.nan,) * width for j in found]
+    return np.array(scores, np.float32).reshape(-1, width), [j.reason for j in found]
 
-  def judgements(self, conversations: Sequence[Conversation],
-                 tick: Callable[[int], None] | None = None) -> list[Judgement]:
+  def judgements(self, conversations: Sequence[Any], tick: Callable[[int], None] | None = None) -> list[Judgement]:
     """Judges the last answer of each conversation, in their order.
 
     Args:
-      conversations: with pictures as bytes (see `pictured`); earlier turns are context.
+      conversations: with pictures as bytes (see `pictured`); earlier turns are context. Another rubric may take other items.
       tick: called with how many replies are there, of those that had to be asked for.
 
     Raises:
@@ -143,15 +174,15 @@ class ServedJudge:
             'log_ignored': self._log.ignored if self._log else 0,
             'requests_failed': counters.pop('failures')} | counters
 
-  def _question(self, conversation: Conversation) -> _Question:
-    dimensions = rubric.asked(conversation)
+  def _question(self, item: Any) -> _Question:
+    dimensions = self._rules.asked(item)
     if not dimensions:
       return _Question((), [], '')
     try:
-      messages = rubric.messages(conversation, dimensions, self.smallest_side)
+      messages = self._rules.messages(item, dimensions, self.smallest_side)
     except ValueError as error:
       return _Question(dimensions, [], '', str(error))
-    decides = [self.endpoint.config.model, messages, rubric.schema(dimensions), self.temperature, TOKENS, self.seed]
+    decides = [self.endpoint.config.model, messages, self._rules.schema(dimensions), self.temperature, TOKENS, self.seed]
     return _Question(dimensions, messages, hashlib.sha256(json.dumps(decides).encode()).hexdigest())
 
   def _scores(self, key: str, question: _Question) -> dict[str, int] | None:
@@ -166,7 +197,7 @@ class ServedJudge:
       # Seeds are whole numbers of 31 bits, which every server takes.
       digest = hashlib.sha256(f'{self.seed}/{sample}/{attempt}'.encode()).digest()
       try:
-        reply = self.endpoint.chat(question.messages, schema=rubric.schema(question.dimensions), max_tokens=TOKENS,
+        reply = self.endpoint.chat(question.messages, schema=self._rules.schema(question.dimensions), max_tokens=TOKENS,
                                    temperature=self.temperature, seed=int.from_bytes(digest[:4], 'big') >> 1)
       except EndpointError as error:
         reason = error.reason
@@ -174,7 +205,7 @@ class ServedJudge:
           break
       else:
         try:
-          scores = rubric.scores_in(one_object(reply.text), question.dimensions)
+          scores = self._rules.scores_in(one_object(reply.text), question.dimensions)
         except EndpointError as error:
           reason = error.reason
         except ValueError as error:
@@ -192,15 +223,15 @@ class ServedJudge:
   def _judgement(self, question: _Question, failed: Mapping[str, str]) -> Judgement:
     if question.problem:
       return Judgement(None, None, question.problem)
+    everything, absent = self._rules.DIMENSIONS, self._rules.ABSENT
     if not question.dimensions:
-      return Judgement((0.0,) * len(DIMENSIONS), (0.0,) * len(DIMENSIONS))
+      return Judgement((absent,) * len(everything), (0.0,) * len(everything))
     keys = [f'{question.name}.{sample}' for sample in range(self.samples)]
     valid = [scores for key in keys if (scores := self._scores(key, question)) is not None]
     if 2 * len(valid) <= self.samples:
       reasons = collections.Counter(failed[key] for key in keys if failed.get(key))
       return Judgement(None, None, reasons.most_common(1)[0][0])
-    # What the rubric gives 0 for, since text or pictures are missing, was not asked.
-    values = np.array([[scores.get(d, 0) for d in DIMENSIONS] for scores in valid], np.float64)
+    values = np.array([[scores.get(d, absent) for d in everything] for scores in valid], np.float64)
     return Judgement(tuple(values.mean(axis=0).tolist()), tuple(values.std(axis=0).tolist()))
 
 
@@ -211,8 +242,8 @@ class _Log:
     ignored: lines that are none of ours; a last line that was cut by a killed process is among them.
   """
 
-  def __init__(self, path: epath.PathLike):
-    self.path = epath.Path(path)
+  def __init__(self, path: epath.PathLike, rules: Rubric):
+    self.path, self._rules = epath.Path(path), rules
     self.ignored = 0
     self._begun = False
 
@@ -222,7 +253,7 @@ class _Log:
     found: dict[str, dict[str, int]] = {}
     content = self.path.read_bytes()
     for line in content.splitlines():
-      entry = _entry(line)
+      entry = _entry(line, self._rules)
       if entry is None:
         self.ignored += 1
       else:
@@ -242,14 +273,13 @@ class _Log:
       file.write(line)
 
 
-def _entry(line: bytes) -> tuple[str, dict[str, int]] | None:
+def _entry(line: bytes, rules: Rubric) -> tuple[str, dict[str, int]] | None:
   """(key, scores) of a line of the log, None where it is not valid."""
   try:
     row = json.loads(line)
     key, found = row['key'], row['scores']
     name, sample = key.split('.')
-    dimensions = [d for d in DIMENSIONS if d in found]
-    scores = rubric.scores_in({rubric.NAMES.get(d, d): value for d, value in found.items()}, dimensions)
+    scores = rules.kept(found)
   except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
     return None
   return (key, scores) if len(name) == 64 and sample.isdecimal() and scores else None

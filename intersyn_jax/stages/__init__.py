@@ -12,6 +12,7 @@ STAGES = {
     'report': 'one self-contained HTML page',
     'run': 'all of the above in order; what is complete is not done again',
     'sample': 'one question in, an interleaved answer out',
+    'suite': 'answers of a policy, or of another model, scored on a public benchmark',
     'convert': 'a downloaded checkpoint of a public family becomes the policy convert',
     'export': 'a policy becomes a folder like the one that was downloaded; with --data, conversations a data set',
     'doctor': 'what this machine has, what is missing, what will be used',
