@@ -21,8 +21,8 @@ EXAMPLE = '--config=configs/storyworld.py:tiny'
 
 OPTIONS = {
     'sample': ('question', 'policy', 'greedy', 'seed', 'out'),
-    'suite': ('suite', 'questions', 'images', 'policy', 'greedy', 'seed', 'instruction', 'pictures', 'answers', 'against', 'judge',
-              'people', 'out'),
+    'suite': ('suite', 'questions', 'images', 'policy', 'greedy', 'seed', 'instruction', 'pictures', 'answers', 'against',
+              'judge', 'people', 'out'),
     'convert': ('from', 'family', 'dtype'),
     'export': ('policy', 'data', 'split', 'out'),
 }
