@@ -41,7 +41,7 @@ def _tiny() -> ConfigDict:
       source='storyworld', seed=0, path='', images='', pixels=32, jitter=0, objects=2, steps=(1, 2, 2, 3), turns=(1, 1, 1, 2),
       counts=dict(interleaved=400, understanding=4000, text_to_image=6000, roles=60000, roles_interleaved=5000,
                   gold=1500, questions=4000, validation=256, test=1200),
-      shard_records=2000))
+      shard_records=2000, fit='crop', workers=0, beam=''))
 
   c.text = ConfigDict(dict(size=768))
   c.image = ConfigDict(dict(
@@ -105,7 +105,7 @@ def _tiny() -> ConfigDict:
       reward_normalise='each', advantage_scale='group', filter_groups=False, refills=0,
       clip_low=0.2, clip_high=0.2, dual_clip=0.0, code_ratio='position', sequence_ratio=False, aggregation='sequence',
       kl=0.02, kl_estimator='k3', kl_place='loss', entropy=dict(text=0.0, image=0.0, rate=0.005),
-      inner_epochs=1, minibatches=1, micro_batches=1,
+      inner_epochs=1, minibatches=1, micro_batches=1, lora_rank=0, lora_alpha=16.0, quantise='',
       optimizer=_optimizer(name='adamw', learning_rate=3e-4, warmup=5, schedule='constant', b2=0.95),
       watch=dict(every=20, prompts=64, divergence=0.0), log_prob_chunk=0, checkpoint_every=25))
 

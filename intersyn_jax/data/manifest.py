@@ -17,6 +17,8 @@ from typing import Any
 from intersyn_jax.errors import UserError
 
 FILE = 'manifest.json'
+REJECTED = 'rejected.jsonl'
+"""`SPLIT.rejected.jsonl` lists all rows that were left out of a split, where they are too many for the manifest."""
 FORMAT = 1
 _MEND = 'delete the folder and run the data stage again'
 _PACKAGES = ('array_record', 'numpy', 'pillow', 'tensorflow-datasets')
@@ -47,17 +49,23 @@ class Split:
 
   Attributes:
     shards: its files, in order.
-    rejected: rows of the source that are not in it.
+    rejected: rows of the source that are not in it; the first ones, where there are very many.
     settings: everything its content depends on (source, sizes, seed); plain JSON values.
+    unlisted: how many rows were left out beyond `rejected`; the file REJECTED lists them all.
   """
 
   shards: tuple[Shard, ...]
   rejected: tuple[Rejected, ...] = ()
   settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+  unlisted: int = 0
 
   @property
   def records(self) -> int:
     return sum(shard.records for shard in self.shards)
+
+  @property
+  def left_out(self) -> int:
+    return len(self.rejected) + self.unlisted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +99,7 @@ def load(folder: str | os.PathLike[str]) -> Manifest | None:
     raw = json.loads(path.read_text())
     splits = {
         name: Split(tuple(Shard(**shard) for shard in split['shards']),
-                    tuple(Rejected(**row) for row in split['rejected']), split['settings'])
+                    tuple(Rejected(**row) for row in split['rejected']), split['settings'], split.get('unlisted', 0))
         for name, split in raw['splits'].items()}
     return Manifest(raw['dataset'], splits, raw['versions'])
   except (ValueError, KeyError, TypeError, AttributeError) as error:

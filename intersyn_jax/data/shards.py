@@ -47,27 +47,63 @@ def write_split(folder: str | os.PathLike[str], split: str, items: Iterable[Conv
   """
   base = pathlib.Path(folder)
   base.mkdir(parents=True, exist_ok=True)
+  clear(base, split)
+  counts: list[int] = []
+  iterator = iter(items)
+  while count := write_part(part(base, split, len(counts)), iterator, records_per_shard):
+    counts.append(count)
+  paths = publish(base, split, len(counts))
+  return [described(path, count) for path, count in zip(paths, counts, strict=True)]
+
+
+def part(folder: str | os.PathLike[str], split: str, number: int) -> pathlib.Path:
+  """Where a shard is written before the split is complete."""
+  return pathlib.Path(folder) / f'.{split}-{number:05d}.part'
+
+
+def write_part(path: pathlib.Path, items: Iterator[Conversation | bytes], most: int) -> int:
+  """Writes the next records, at most so many, to a file that is on the disk afterwards; gives their number, 0 for no file."""
+  path.unlink(missing_ok=True)
+  first = next(items, None)
+  if first is None:
+    return 0
+  count = 0
+  writer = array_record_module.ArrayRecordWriter(os.fspath(path), 'group_size:1')
+  try:
+    for item in itertools.chain([first], itertools.islice(items, most - 1)):
+      writer.write(item if isinstance(item, bytes) else records.encode(item))
+      count += 1
+  finally:
+    writer.close()
+  manifest.flush(path)
+  return count
+
+
+def clear(folder: str | os.PathLike[str], split: str) -> None:
+  """Removes the shards of a split, and what a write that was cut short left of it."""
+  base = pathlib.Path(folder)
   for left in itertools.chain(base.glob(f'.{split}-*.part'), _files(base, split)):
     left.unlink()
-  parts: list[tuple[pathlib.Path, int]] = []
-  iterator = iter(items)
-  while chunk := list(itertools.islice(iterator, records_per_shard)):
-    part = base / f'.{split}-{len(parts):05d}.part'
-    writer = array_record_module.ArrayRecordWriter(os.fspath(part), 'group_size:1')
-    try:
-      for item in chunk:
-        writer.write(item if isinstance(item, bytes) else records.encode(item))
-    finally:
-      writer.close()
-    manifest.flush(part)
-    parts.append((part, len(chunk)))
-  written = []
-  for index, (part, count) in enumerate(parts):
-    path = base / f'{split}-{index:05d}-of-{len(parts):05d}{_SUFFIX}'
-    part.rename(path)
-    written.append(manifest.Shard(file=path.name, records=count, bytes=path.stat().st_size, sha256=sha256(path)))
-  manifest.flush(base)
-  return written
+
+
+def publish(folder: str | os.PathLike[str], split: str, count: int) -> list[pathlib.Path]:
+  """Gives all parts of a split their names; those that have theirs already keep them."""
+  paths = [final(folder, split, index, count) for index in range(count)]
+  for index, path in enumerate(paths):
+    if (written := part(folder, split, index)).exists():
+      written.rename(path)
+  manifest.flush(folder)
+  return paths
+
+
+def final(folder: str | os.PathLike[str], split: str, index: int, count: int) -> pathlib.Path:
+  """The name of a shard of a complete split."""
+  return pathlib.Path(folder) / f'{split}-{index:05d}-of-{count:05d}{_SUFFIX}'
+
+
+def described(path: pathlib.Path, count: int) -> manifest.Shard:
+  """What the manifest says of a file with so many records."""
+  return manifest.Shard(file=path.name, records=count, bytes=path.stat().st_size, sha256=sha256(path))
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
@@ -93,7 +129,7 @@ def open_split(folder: str | os.PathLike[str], split: str) -> Split:
   if not paths:
     raise UserError(f'{base} has no split {split!r} (it has: {", ".join(splits(base)) or "no shards"}); '
                     'run the data stage, or name a split that is there')
-  wanted = {f'{split}-{i:05d}-of-{len(paths):05d}{_SUFFIX}' for i in range(len(paths))}
+  wanted = {final(base, split, i, len(paths)).name for i in range(len(paths))}
   if wrong := sorted({path.name for path in paths} ^ wanted):
     raise UserError(f'{base}: shards of split {split!r} are missing or mixed ({wrong[0]}); '
                     'delete the folder and run the data stage again')

@@ -103,7 +103,8 @@ class Trainer:
   Args:
     decoder: writes the answers; its `definition` is the policy's.
     score: the judge, and `judge` its parameters. optimizer: of the policy.
-    reference: frozen parameters that the policy is held near; None where `loss.kl_estimator` is `none`.
+    reference: what trains of a state, frozen, for the policy that the trained one is held near (`Tuned.reference`); None where
+      `loss.kl_estimator` is `none`.
     seed: of all draws.
     own: rewards of one's own, by name.
 
@@ -134,7 +135,7 @@ class Trainer:
     config, clock, number = self.config, time.monotonic, self.memory['drawn']
     samples, seconds = [], {'rollout': 0.0, 'reward': 0.0}
     for _ in range(1 + config.refills):
-      samples.append(self._sample(state['params'], draw, seconds))
+      samples.append(self._sample(state, draw, seconds))
       useful = [np.flatnonzero(host(sample.spread) >= NO_SPREAD) for sample in samples]
       if not config.filter_groups or sum(map(len, useful)) >= len(samples[0].spread):
         break
@@ -162,7 +163,7 @@ class Trainer:
     metrics |= {f'seconds.{name}': value for name, value in seconds.items()} | {'seconds.update': clock() - began}
     return state, {name: float(value) for name, value in metrics.items()}
 
-  def _sample(self, params: Params, draw: Draw, seconds: dict[str, float]) -> Sample:
+  def _sample(self, state: loop.State, draw: Draw, seconds: dict[str, float]) -> Sample:
     """Answers to the next batch of prompts, with rewards and advantages; adds to the seconds that its parts took."""
     clock, group = time.monotonic, self.advantage.group_size
     began = clock()
@@ -171,12 +172,14 @@ class Trainer:
     self.memory['drawn'] = number + 1
     rows = prompts.text.shape[0] * group
     requests = (np.arange(rows) + number * rows).astype(np.uint32)
-    completions = self.decoder.rollout(params, prompts, requests, self.seed, group=group)
+    completions = self.decoder.rollout(loop.whole(state), prompts, requests, self.seed, group=group)
     jax.block_until_ready(completions.tokens.text)
     rolled = clock()
     hosted = self._host(prompts, completions, requests, seconds)
     tokens = join(prompts, completions)
-    reference = None if self.reference is None else self._reference(self.reference, tokens)
+    reference = None
+    if self.reference is not None:  # what stands still is shared with the policy
+      reference = self._reference(loop.whole(state | {'params': self.reference}), tokens)
     sample = Sample(*self._finish(self.judge, tokens, completions, np.repeat(np.asarray(asked), group), hosted, reference))
     jax.block_until_ready(sample.batch)
     seconds['rollout'] += rolled - began

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -181,7 +182,7 @@ class CheckpointTokenizer:
         raise UserError(f'{folder} has no tokenizer.json and no tokenizer.model; download the tokenizer files of the checkpoint '
                         'into it')
       return cls(definition, rows=rows, images=images, chat_template=_chat_template(folder, config), roles=_roles(config))
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OSError, RecursionError, struct.error) as error:
       raise UserError(f'{path}: not a tokenizer that can be read here ({error}); download the file again') from error
 
 
@@ -195,7 +196,7 @@ def _json(path: epath.Path) -> dict[str, Any]:
     return {}
   try:
     value = json.loads(path.read_text())
-  except (ValueError, OSError) as error:
+  except (ValueError, OSError, RecursionError) as error:
     raise UserError(f'{path}: no JSON ({error}); download the file again') from error
   if not isinstance(value, dict):
     raise UserError(f'{path}: no JSON object; download the file again')

@@ -5,6 +5,7 @@ Training, decoding and checkpoints handle the dictionary; `bind` turns it back i
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -43,6 +44,24 @@ def stacked(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) 
   return nnx.vmap(lambda key: make(nnx.Rngs(params=key)))(jax.random.split(rngs.params(), count))
 
 
+def picked(params: Params, which: Callable[[str], bool], above: str = '') -> Params:
+  """The parameters whose paths (`backbone/trunk/norm/scale`) are wanted, in dictionaries nested as before."""
+  out = {}
+  for name, value in params.items():
+    if isinstance(value, dict):
+      if inner := picked(value, which, f'{above}{name}/'):
+        out[name] = inner
+    elif which(above + name):
+      out[name] = value
+  return out
+
+
+def joined(one: Params, other: Params) -> Params:
+  """Two parts of the parameters of one model as a whole; arrays are shared, not copied."""
+  out = one | other
+  return out | {name: joined(one[name], other[name]) for name in one.keys() & other.keys()}
+
+
 class Definition:
   """What there is to know of a module before it has parameters.
 
@@ -69,6 +88,12 @@ class Definition:
 
   def shardings(self, mesh: Mesh) -> Params:
     return sharding.shardings(mesh, self.axes, self.shapes)
+
+  def like(self, shapes: Params, axes: Params) -> Definition:
+    """The same module whose parameters are held in another form; the module must know it (`trunk.project`)."""
+    other = copy.copy(self)
+    other.shapes, other.axes = shapes, axes
+    return other
 
   def init(self, key: jax.Array, mesh: Mesh) -> Params:
     """Fresh parameters, each born in its own sharding."""

@@ -11,15 +11,23 @@ alike, which for a factor that starts at 0 would be a large first step in every 
     optimizer = make_optimizer(OptimizerConfig(frozen=frozen_patterns('lora')), steps)
     ...
     params = merge(params, config.trunk)  # of the model with lora_rank 0
+
+That is how the judge does it. A policy trains its factors alone, apart from the base below them, which may be quantised: see
+`training.tuning`.
 """
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from intersyn_jax.errors import UserError
-from intersyn_jax.models.definition import Params
+from intersyn_jax.models import quantised
+from intersyn_jax.models.definition import Definition, Params, picked
 from intersyn_jax.models.trunk import TrunkConfig
 
 _IN, _OUT = '_lora_in', '_lora_out'
@@ -32,6 +40,9 @@ _FROZEN = {
 """By mode: `OptimizerConfig.frozen`."""
 
 MODES = tuple(_FROZEN)
+
+ALL_BUT_FACTORS = rf'^(?!.*({_IN}|{_OUT})$)'
+"""`OptimizerConfig.frozen` where nothing else trains."""
 
 
 def frozen_patterns(mode: str) -> tuple[str, ...]:
@@ -56,7 +67,7 @@ def attach(params: Params, fresh: Params) -> Params:
   Raises:
     UserError: the two are not the same model, factors aside.
   """
-  base, wanted = params.keys(), {name for name in fresh if not _is_factor(name)}
+  base, wanted = params.keys(), {name for name in fresh if not is_factor(name)}
   if base != wanted:
     raise UserError(f'LoRA: the weights have {sorted(base - wanted)} that the model has not, and lack {sorted(wanted - base)}; '
                     'start from a plain model of the same kind (merge factors that it has)')
@@ -73,22 +84,45 @@ def attach(params: Params, fresh: Params) -> Params:
   return out
 
 
+def fresh(definition: Definition, key: jax.Array, mesh: Mesh) -> Params:
+  """Fresh factors of a model with LoRA, without its other parameters: A normal of 1 / sqrt(inputs), B 0."""
+  def draw(shapes: Params, key: jax.Array) -> Params:
+    leaves, tree = jax.tree_util.tree_flatten_with_path(shapes)
+    made = [jnp.zeros(s.shape, s.dtype) if path[-1].key.endswith(_OUT)
+            else s.shape[-2] ** -0.5 * jax.random.normal(jax.random.fold_in(key, i), s.shape, s.dtype)
+            for i, (path, s) in enumerate(leaves)]
+    return jax.tree.unflatten(tree, made)
+
+  shapes, places = (picked(tree, is_factor) for tree in (definition.shapes, definition.shardings(mesh)))
+  return jax.jit(functools.partial(draw, shapes), out_shardings=places)(key)
+
+
 def merge(params: Params, config: TrunkConfig) -> Params:
   """Parameters of the model with `lora_rank` 0 that computes the same: W + (lora_alpha / R) A B for every kernel.
 
-  For export, and for decoding at the price of the plain model. Products are in float32; a bfloat16 kernel rounds the sum.
-  `config` is the one with the rank.
+  For export, and for decoding at the price of the plain model. Products are in float32, one layer at a time; a bfloat16 kernel
+  rounds the sum, a quantised one becomes float32. `config` is the one with the rank.
   """
   out = {name: merge(value, config) if isinstance(value, dict) else value
-         for name, value in params.items() if not _is_factor(name)}
+         for name, value in params.items() if not is_factor(name)}
   for name in params:
     if name.endswith(_IN):
       stem = name.removesuffix(_IN)
-      update = jnp.matmul(params[name], params[stem + _OUT], precision=jax.lax.Precision.HIGHEST)
-      kernel = out[f'{stem}_kernel']
-      out[f'{stem}_kernel'] = (kernel.astype(jnp.float32) + config.lora_scale * update).astype(kernel.dtype)
+      parts = out[f'{stem}_kernel'], params[name], params[stem + _OUT]
+      add = functools.partial(_sum, scale=config.lora_scale)
+      out[f'{stem}_kernel'] = jax.lax.map(add, parts) if parts[1].ndim > 2 else add(parts)
   return out
 
 
-def _is_factor(name: str) -> bool:
-  return name.endswith((_IN, _OUT))
+def _sum(parts: tuple[Any, jax.Array, jax.Array], scale: float) -> jax.Array:
+  """One kernel [in,out] with its update."""
+  kernel, into, out = parts
+  update = scale * jnp.matmul(into, out, precision=jax.lax.Precision.HIGHEST)
+  if quantised.is_quantised(kernel):
+    return quantised.dequantise(kernel, jnp.float32) + update
+  return (kernel.astype(jnp.float32) + update).astype(kernel.dtype)
+
+
+def is_factor(path: str) -> bool:
+  """Whether a parameter is a factor, by its name or path."""
+  return path.endswith((_IN, _OUT))

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from intersyn_jax.errors import UserError
+from intersyn_jax.models import quantised
 from intersyn_jax.models.definition import Params, constant, param, stacked
 
 _REMAT = {
@@ -153,8 +154,10 @@ def attend(queries: jax.Array, keys: jax.Array, values: jax.Array, visible: jax.
 
 
 def project(x: jax.Array, kernel: nnx.Param) -> jax.Array:
-  """x [...,a] times kernel [a,b]. Rows are flattened first: the gradient of a plain matrix product is twice as fast on CPU."""
-  y = x.reshape(-1, x.shape[-1]) @ kernel[...].astype(x.dtype)
+  """x [...,a] times kernel [a,b], quantised or not. Rows are flattened first: the gradient of a plain matrix product is twice as
+  fast on CPU."""
+  rows, held = x.reshape(-1, x.shape[-1]), kernel[...]
+  y = quantised.product(rows, held) if quantised.is_quantised(held) else rows @ held.astype(x.dtype)
   return y.reshape(*x.shape[:-1], y.shape[-1])
 
 

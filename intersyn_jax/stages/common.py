@@ -47,6 +47,9 @@ ALONE = {'convert': ('family', 'hf')}
 HARMLESS = ('mesh',)
 """Sections that change where the numbers are computed and not what is computed."""
 
+ASIDE = {'data': ('workers', 'beam')}
+"""Fields that change how the work of a section is done and not what comes out."""
+
 REDONE = ('evaluate', 'report')
 """Stages that nothing reads: with other values they are made again."""
 
@@ -71,7 +74,8 @@ def sections_of(stage: str, config: Mapping[str, Any]) -> dict[str, Any]:
   if stage in ALONE:
     return {k: v for k, v in config.items() if k in ALONE[stage]}
   later = {s for name in PIPELINE[PIPELINE.index(stage) + 1:] for s in SECTIONS[name]}
-  return {k: v for k, v in config.items() if k not in later and k not in HARMLESS}
+  kept = {k: v for k, v in config.items() if k not in later and k not in HARMLESS}
+  return {k: {f: x for f, x in v.items() if f not in ASIDE[k]} if k in ASIDE else v for k, v in kept.items()}
 
 
 def fingerprint(value: Any) -> str:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from intersyn_jax.data import builders
+from intersyn_jax.data import builders, manifest
 from intersyn_jax.stages import imports
-from intersyn_jax.stages.common import Run
+from intersyn_jax.stages.common import Run, barrier
 
 
 def run(run: Run) -> dict:
   data = run.config.data
   named = data.to_dict() | {'source': imports.resolve(data.source, 'data.source')}
-  manifest = builders.build(named, run.directory('data'), run.reporter('data', 'record'), seed=data.seed)
-  records = {f'records.{name}': split.records for name, split in manifest.splits.items()}
-  rejected = {f'rejected.{name}': len(split.rejected) for name, split in manifest.splits.items()}
+  folder = run.directory('data')
+  if run.active:  # the others wait: `data.workers` shares the work out, and shards have one writer
+    builders.build(named, folder, run.reporter('data', 'record'), seed=data.seed)
+  barrier('data-built')
+  splits = manifest.load(folder).splits
+  records = {f'records.{name}': split.records for name, split in splits.items()}
+  rejected = {f'rejected.{name}': split.left_out for name, split in splits.items()}
   return records | rejected

@@ -19,8 +19,8 @@ from intersyn_jax.stages import imports
 from intersyn_jax.stages.common import Run
 from intersyn_jax.stages.parts import Parts, policy_folder
 from intersyn_jax.stages.watch import Watch
-from intersyn_jax.training import checkpoints, loop
-from intersyn_jax.training.optimizer import OptimizerConfig, make_optimizer
+from intersyn_jax.training.optimizer import OptimizerConfig
+from intersyn_jax.training.tuning import Tuned, TuningConfig
 
 
 class Prompts:
@@ -78,17 +78,19 @@ def train(run: Run, policy: str) -> dict:
   own = own_rewards(parts)
   judge, judge_params = parts.judge()
   losses = _fields(LossConfig, grpo)
-  optimizer = make_optimizer(OptimizerConfig(**grpo.optimizer), grpo.steps * grpo.inner_epochs * grpo.minibatches)
+  updates = grpo.steps * grpo.inner_epochs * grpo.minibatches
+  tuned = Tuned(parts.model_config, TuningConfig.of(grpo), OptimizerConfig(**grpo.optimizer), updates, parts.mesh)
+  state = tuned.begin(parts.policy(grpo.init), config.seed)
   trainer = Trainer(
-      parts.decoder(max_positions=grpo.max_positions, **grpo.sampling), judge.within(grpo.max_prompt, grpo.max_positions).score,
-      judge_params, optimizer, parts.policy(grpo.init) if losses.has_reference else None,
-      _fields(GRPOConfig, grpo, max_steps=config.judge.max_steps), _fields(AdvantageConfig, grpo, weights=grpo.reward.to_dict()),
-      losses, config.seed, own)
+      parts.decoder(tuned.definition, max_positions=grpo.max_positions, **grpo.sampling),
+      judge.within(grpo.max_prompt, grpo.max_positions).score, judge_params, tuned.optimizer,
+      tuned.reference(state) if losses.has_reference else None, _fields(GRPOConfig, grpo, max_steps=config.judge.max_steps),
+      _fields(AdvantageConfig, grpo, weights=grpo.reward.to_dict()), losses, config.seed, own)
   prompts = Prompts(parts, grpo.questions, grpo.max_prompt, config.seed)
   watch = Watch(parts, grpo.watch, (judge, judge_params))
 
-  state = loop.init_state(parts.policy(grpo.init), optimizer)
-  saved = checkpoints.Checkpoints(folder / 'checkpoints', identity=run.config_hash('grpo'))
+  identity = run.config_hash('grpo')
+  saved = tuned.checkpoints(state, folder, identity)
   done, last = 0, {}
   if saved.latest() is not None:
     state, meta = saved.restore(state)
@@ -99,7 +101,7 @@ def train(run: Run, policy: str) -> dict:
 
   def look() -> None:
     if watch.due(done, grpo.steps):
-      row = watch.look(done, state['params'])
+      row = watch.look(done, tuned.kept(state))
       watched.write(done, {name: value for name, value in row.items() if name != 'step'})
 
   look()
@@ -112,6 +114,7 @@ def train(run: Run, policy: str) -> dict:
     if done % grpo.checkpoint_every == 0 or done == grpo.steps or watch.diverged:
       saved.save(state, iteration=done, metrics=last, memory=trainer.memory, watch=watch.history)
   progress.close()
+  tuned.keep(state, folder, identity)
   if watch.diverged:
     run.say(f'{policy}: ended after {done} of {grpo.steps} iterations, judge and known world drift apart on the validation split '
             f'(grpo.watch.divergence {grpo.watch.divergence})')

@@ -190,9 +190,10 @@ class Parts:
     found = read_json(temperatures_file(self.run.workdir))
     return judge.at([float(found[name]) for name in DIMENSIONS]), params
 
-  def decoder(self, **overrides) -> Decoder:
-    """A decoder under `config.decode`, some of its fields changed."""
-    return Decoder(self.model, self.layout, self.mesh, DecodeConfig(**(self.config.decode.to_dict() | overrides)))
+  def decoder(self, definition: Definition | None = None, **overrides) -> Decoder:
+    """A decoder under `config.decode`, some of its fields changed, of the model or of another form of it."""
+    config = DecodeConfig(**(self.config.decode.to_dict() | overrides))
+    return Decoder(definition or self.model, self.layout, self.mesh, config)
 
 
 def identity(folder: epath.PathLike) -> str:

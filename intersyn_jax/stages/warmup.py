@@ -16,9 +16,10 @@ from intersyn_jax.data.pipeline import Documents, Pipeline
 from intersyn_jax.models.definition import Params
 from intersyn_jax.stages.common import Run
 from intersyn_jax.stages.parts import Parts
-from intersyn_jax.training import checkpoints, loop
-from intersyn_jax.training.optimizer import OptimizerConfig, make_optimizer
+from intersyn_jax.training import loop
+from intersyn_jax.training.optimizer import OptimizerConfig
 from intersyn_jax.training.supervised import next_token_loss
+from intersyn_jax.training.tuning import Tuned, TuningConfig
 
 
 def run(run: Run) -> dict:
@@ -39,7 +40,7 @@ def run(run: Run) -> dict:
 
 def train(run: Run, parts: Parts, section: Mapping, label: str, folder: epath.Path, params: Params, *,
           steps: int | None = None, sources: Mapping | None = None) -> dict[str, float]:
-  """Trains a policy on the mix of a config section and keeps it in `folder`/checkpoints.
+  """Trains a policy on the mix of a config section, all of it or LoRA factors, and keeps it in `folder`/checkpoints.
 
   Args:
     section: `mix`, `steps`, `rows`, `row_length`, `question_weight`, `optimizer` and what else `config.warmup` has.
@@ -64,14 +65,19 @@ def train(run: Run, parts: Parts, section: Mapping, label: str, folder: epath.Pa
   rate = section.null_prompt_rate if documents.has_null else 0.0
   batches = iter(Pipeline(documents, rows=section.rows, length=section.row_length, seed=run.config.seed, weights=mix,
                           null_prompt_rate=rate, process_index=jax.process_index(), process_count=jax.process_count()))
-  optimizer = make_optimizer(OptimizerConfig(**section.optimizer), steps)
-  step = loop.make_step(next_token_loss(parts.model), optimizer, micro_batches=section.micro_batches)
-  saved = checkpoints.Checkpoints(folder / 'checkpoints', identity=run.config_hash(folder.relative_to(run.workdir).parts[0]))
+  tuned = Tuned(parts.model_config, TuningConfig.of(section), OptimizerConfig(**section.optimizer), steps, parts.mesh)
+  loss = next_token_loss(tuned.definition, chunk=section.get('log_prob_chunk', 0))
+  step = loop.make_step(loss, tuned.optimizer, micro_batches=section.micro_batches)
+  state = tuned.begin(params, run.config.seed)
+  del params
+  identity = run.config_hash(folder.relative_to(run.workdir).parts[0])
+  saved = tuned.checkpoints(state, folder, identity)
   state, last = loop.fit(
-      step, loop.init_state(params, optimizer), batches, steps=steps, seed=run.config.seed, checkpoints=saved,
+      step, state, batches, steps=steps, seed=run.config.seed, checkpoints=saved,
       metrics=run.metrics(str(folder.relative_to(run.workdir)), saved.done), metrics_every=section.log_every,
       save_every=section.checkpoint_every, progress=run.progress(label, steps, max(saved.done, 0)),
       batch_sharding=sharding.rows(parts.mesh))
+  tuned.keep(state, folder, identity)
   del state
   if documents.dropped:
     run.say(f'{label}: {len(documents.dropped)} conversations longer than a row of {section.row_length} were left out')

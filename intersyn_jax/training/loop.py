@@ -4,8 +4,10 @@
     step = make_step(loss, optimizer, weights={'text': 1.0, 'image': 1.0}, micro_batches=2)
     state, last = fit(step, state, batches, steps=1000, seed=0, checkpoints=Checkpoints(folder))
 
-A state is a dict pytree with `params`, `opt_state` and `step` (int32 scalar, updates done); a stage may add entries. A loss
-is a function (params, batch, key) -> {name: (sum, denominator)}: sums are reduced once, over all micro-batches and devices.
+A state is a dict pytree with `params`, `opt_state` and `step` (int32 scalar, updates done); a stage may add entries. Where a part
+of the parameters stands still, `params` may hold the part that trains and `base` the rest (`training.tuning`): gradients and
+moments are then of the former alone, and the latter passes through each update in the same memory. A loss is a function
+(params, batch, key) of all parameters -> {name: (sum, denominator)}: sums are reduced once, over all micro-batches and devices.
 
 Resume is exact: the key of an update is `fold_in(key(seed), step)`, the position of the data iterator lies in the
 checkpoint, and metric windows and checkpoints fall on fixed steps. A run that was killed anywhere ends with the same bits.
@@ -21,8 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from intersyn_jax.errors import UserError
+from intersyn_jax.models.definition import joined
+from intersyn_jax.training import precision
 from intersyn_jax.training.checkpoints import Checkpoints
-from intersyn_jax.training.optimizer import Optimizer, apply_updates
+from intersyn_jax.training.optimizer import Optimizer
 from intersyn_jax.training.trees import flat
 
 State = dict[str, Any]
@@ -68,8 +72,14 @@ class Indexed(Iterator[Any]):
     self._next = int(state['next_index'])
 
 
-def init_state(params: Any, optimizer: Optimizer, **extra: Any) -> State:
-  """A fresh state. Moments get the sharding of their parameter, all else is replicated on the same devices."""
+def init_state(params: Any, optimizer: Optimizer, base: Any = None, **extra: Any) -> State:
+  """A fresh state. Moments get the sharding of their parameter, all else is replicated on the same devices.
+
+  Args:
+    params: all parameters, or those that train.
+    base: the others, as they are.
+  """
+  every = joined(params, base) if base else params
   shardings = {path: x.sharding for path, x in flat(params).items()}
   shapes = {path: x.shape for path, x in flat(params).items()}
   named = next((s for s in shardings.values() if isinstance(s, jax.sharding.NamedSharding)), None)
@@ -80,11 +90,16 @@ def init_state(params: Any, optimizer: Optimizer, **extra: Any) -> State:
     path = getattr(keys[-1], 'key', None) if keys else None
     return shardings[path] if shapes.get(path) == leaf.shape else alone
 
-  abstract_moments = jax.eval_shape(optimizer.init, params)
+  abstract_moments = jax.eval_shape(optimizer.init, every)
   places = jax.tree_util.tree_map_with_path(place, abstract_moments) if named else None
-  opt_state = jax.jit(optimizer.init, out_shardings=places)(params)
+  opt_state = jax.jit(optimizer.init, out_shardings=places)(every)
   rest = jax.device_put({'step': np.zeros((), np.int32), **extra}, alone)
-  return {'params': params, 'opt_state': opt_state, **rest}
+  return {'params': params, 'opt_state': opt_state, **rest} | ({'base': base} if base else {})
+
+
+def whole(state: State) -> Any:
+  """All parameters of a state; arrays are shared, not copied."""
+  return joined(state['params'], state['base']) if 'base' in state else state['params']
 
 
 def ratio(total: jax.Array, count: jax.Array) -> jax.Array:
@@ -94,13 +109,15 @@ def ratio(total: jax.Array, count: jax.Array) -> jax.Array:
 
 def gradients_of(
     loss: Loss, params: Any, batch: Any, key: jax.Array, weights: Mapping[str, float], micro_batches: int = 1,
+    lean: bool = False,
 ) -> tuple[Any, dict[str, jax.Array]]:
   """Gradient of sum_n weights[n] * sum_n / denominator_n over the whole batch, and all ratios by name.
 
   With micro-batches the denominators of the whole batch are counted first (they must not depend on what is learnt;
   the compiler drops the rest of that pass), so the accumulated gradient is that of one large batch up to rounding.
   Every leaf of the batch has the batch axis first; its size must be a multiple of `micro_batches`. Micro-batch i draws from
-  `fold_in(key, i)`.
+  `fold_in(key, i)`. Gradients are added up in float32, or, if `lean`, in the type of the parameters: bfloat16 rounds each of M
+  sums by up to a 512th of itself, which gradient noise hides, and loses a part only where it is less than that of the sum.
   """
 
   def objective(params: Any, part: Any, key: jax.Array, counts: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
@@ -138,7 +155,8 @@ def gradients_of(
 
   one = jax.tree.map(lambda x: x[0], (parts, keys))
   first = jax.eval_shape(lambda: {name: total for name, (total, _) in loss(params, *one).items()})
-  zeros = (jax.tree.map(lambda p: jnp.zeros_like(p, dtype=jnp.promote_types(p.dtype, jnp.float32)), params),
+  summed = lambda p: p.dtype if lean else jnp.promote_types(p.dtype, jnp.float32)
+  zeros = (jax.tree.map(lambda p: jnp.zeros_like(p, dtype=summed(p)), params),
            jnp.zeros(()), {name: jnp.zeros(s.shape, s.dtype) for name, s in first.items()})
   (gradients, total, sums), _ = jax.lax.scan(accumulate, zeros, (parts, keys))
   return gradients, {'loss': total} | {name: ratio(sums[name], counts[name]) for name in sums}
@@ -154,14 +172,16 @@ def make_step(
   weights = dict(weights or {'loss': 1.0})
 
   def step(state: State, batch: Any, key: jax.Array) -> tuple[State, dict[str, jax.Array]]:
-    gradients, metrics = gradients_of(loss, state['params'], batch, key, weights, micro_batches)
-    updates, opt_state = optimizer.update(gradients, state['opt_state'], state['params'])
+    of_part = lambda params, batch, key: loss(whole(state | {'params': params}), batch, key)
+    params = state['params']
+    gradients, metrics = gradients_of(
+        of_part, params, batch, key, weights, micro_batches, lean=optimizer.precision == precision.LEAN)
+    # Several updates may share a key, as those of one batch of rollouts do; no two have the step in common.
+    params, opt_state = optimizer.apply(gradients, state['opt_state'], params, jax.random.fold_in(key, state['step']))
     squares = [jnp.sum(jnp.square(g.astype(jnp.float32)))
                for path, g in flat(gradients).items() if optimizer.trains(path)]
     metrics |= {'gradient_norm': jnp.sqrt(sum(squares)), 'learning_rate': optimizer.learning_rate(state['step'])}
-    new = state | {
-        'params': apply_updates(state['params'], updates), 'opt_state': opt_state, 'step': state['step'] + 1}
-    return new, metrics
+    return state | {'params': params, 'opt_state': opt_state, 'step': state['step'] + 1}, metrics
 
   return step
 

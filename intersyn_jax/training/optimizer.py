@@ -22,6 +22,7 @@ import optax
 from optax import contrib
 
 from intersyn_jax.errors import UserError
+from intersyn_jax.training import precision
 from intersyn_jax.training.trees import flat, unflat
 
 MATRIX, TABLE, VECTOR = 'matrix', 'table', 'vector'
@@ -53,6 +54,7 @@ class OptimizerConfig:
     b1, b2: moments of Adam.
     momentum: of Muon.
     frozen: regular expressions; a parameter whose path one of them finds is not trained.
+    precision: of parameters and moments while they train: `full` (float32) or `lean` (bfloat16, see `training.precision`).
   """
 
   name: str = 'adamw'
@@ -67,9 +69,11 @@ class OptimizerConfig:
   b2: float = 0.95
   momentum: float = 0.95
   frozen: Sequence[str] = ()
+  precision: str = precision.FULL
 
   def __post_init__(self) -> None:
-    for field, choices in (('name', ('muon', 'adamw')), ('schedule', ('constant', 'cosine', 'linear'))):
+    for field, choices in (('name', ('muon', 'adamw')), ('schedule', ('constant', 'cosine', 'linear')),
+                           ('precision', tuple(precision.HELD))):
       if getattr(self, field) not in choices:
         raise UserError(f'optimizer.{field} is {getattr(self, field)!r}: choose one of {", ".join(choices)}')
     if isinstance(self.frozen, str):
@@ -85,16 +89,20 @@ class Optimizer(NamedTuple):
   """An optax transformation (`init`, `update`) with what a loop wants to know about it.
 
   Attributes:
-    init: params -> state.
-    update: (gradients, state, params) -> (updates, state).
+    init: params -> state. Of all parameters, so that a misspelt pattern is told; the state is of those that train.
+    update: (gradients, state, params) -> (updates, state), in the types that these have.
+    apply: (gradients, state, params, key) -> (params, state): one whole update as `precision` says; the key is of it alone.
     learning_rate: step -> rate (of matrices under Muon), for metrics.
     trains: path -> whether the parameter is updated.
+    precision: `full` or `lean`.
   """
 
   init: Callable[[Any], Any]
   update: Callable[..., tuple[Any, Any]]
+  apply: Callable[[Any, Any, Any, jax.Array], tuple[Any, Any]]
   learning_rate: Callable[[Any], Any]
   trains: Callable[[str], bool]
+  precision: str
 
 
 def kind_of(path: str, ndim: int) -> str:
@@ -175,7 +183,17 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> Optimizer:
     every = {path: jnp.zeros_like(x) for path, x in flat(params).items() if not trains(path)} | updates
     return unflat(params, every), state
 
-  return Optimizer(init, update, rate, trains)
+  def apply(gradients: Any, state: Any, params: Any, key: jax.Array) -> tuple[Any, Any]:
+    if config.precision == precision.FULL:
+      updates, state = update(gradients, state, params)
+      return apply_updates(params, updates), state
+    leaves = trainable(params)
+    updates, new = inner.update(*precision.widened((trainable(gradients), state, leaves)))
+    found = {'params': {path: leaf.astype(jnp.float32) + updates[path] for path, leaf in leaves.items()}, 'state': new}
+    found = precision.narrowed(found, {'params': leaves, 'state': state}, key)
+    return unflat(params, flat(params) | found['params']), found['state']
+
+  return Optimizer(init, update, apply, rate, trains, config.precision)
 
 
 def _split(which: Callable[[dict[str, Any]], dict[str, bool]], yes: optax.GradientTransformation,

@@ -185,8 +185,8 @@ def test_own_rewards_are_paid_where_the_step_ends_and_a_missing_step_is_worth_no
   def pay(own):
     judged = jnp.zeros((2, 2, 4)), jnp.zeros((2, 4)), jnp.ones(2, bool)
     got = hybrid(*judged, parse, jnp.array([2, 2]), {'own': own})
-    return (got.own['own'], got.valid, advantages.process(got, parse, jnp.array([6, 7]), 8, weights, 2, 'none', per_step=False),
-            advantages.outcome(got, weights, 2, 'none'))
+    step, whole = (AdvantageConfig(2, weights, process=process, advantage_scale='none') for process in (True, False))
+    return (got.own['own'], got.valid, advantages.process(got, parse, jnp.array([6, 7]), 8, step), advantages.outcome(got, whole))
 
   own, _, process, outcome = pay(jnp.array([[1.0, 9.0], [0.0, 0.5]]))
   np.testing.assert_array_equal(own, [[1, 0], [0, 0.5]])
@@ -213,8 +213,8 @@ class Wrong(HostReward):
 def test_rewards_of_the_wrong_kind_are_named(trained):
   *_, (definition, params, layout_) = trained
   make = lambda own: Trainer(Decoder(definition, layout_, small_model.one_device(), DecodeConfig(max_positions=8)), None, {},
-                             make_optimizer(OptimizerConfig(), 1), params, GRPOConfig(16, max_steps=STEPS), AdvantageConfig(2, {}),
-                             LossConfig(), 0, {'mine': own})
+                             make_optimizer(OptimizerConfig(), 1), params, GRPOConfig(16, max_steps=STEPS),
+                             AdvantageConfig(2, {}), LossConfig(), 0, {'mine': own})
   prompts = layout.stack([layout.prompt(small_model.question('a red'), layout_)], 16, left=True)
   tokens = jax.tree.map(jnp.asarray, prompts)
   for reward, words in ((lambda tokens: tokens.loss, r'float32\[1, 16\]'), (lambda tokens: None, 'NoneType'),

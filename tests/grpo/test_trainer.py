@@ -140,7 +140,7 @@ def test_a_penalty_in_the_reward_lowers_advantages_and_leaves_the_loss():
   _, _, params = parts(1)
   made.advantage = AdvantageConfig(4, dict.fromkeys(WEIGHTS, 0.0), process_normalise='none')
   other = jax.tree.map(lambda a: a * 1.3, params)
-  sample = made._sample(other, draw, {'rollout': 0.0, 'reward': 0.0})
+  sample = made._sample({'params': other}, draw, {'rollout': 0.0, 'reward': 0.0})
   tokens, old, reference, advantage = (np.asarray(x, np.float64) for x in (
       sample.batch['tokens'].loss, sample.batch['old'][..., 0], sample.batch['reference'][..., 0], sample.batch['advantage']))
   cost = (old - reference) * tokens

@@ -121,7 +121,10 @@ def test_files(tmp_path):
     ('tokenizer.json', json.dumps({**DEFINITION, 'pre_tokenizer': {'type': 'Surprise'}}).encode(), 'tokenizer.json'),
     ('tokenizer.json', json.dumps({**DEFINITION, 'model': {'type': 'BPE', 'vocab': {'a': 9}, 'merges': []}}).encode(), 'byte'),
     ('tokenizer.model', tiny.sentencepiece()[:-3], 'cut short'), ('tokenizer.model', b'\x80\x04K\x01.', 'tokenizer.model'),
-    ('tokenizer.model', tiny.sentencepiece()[:-10], 'only BPE'), ('tokenizer_config.json', b'[1]', 'no JSON object')])
+    ('tokenizer.model', tiny.sentencepiece()[:-10], 'only BPE'),
+    ('tokenizer.model', b'\x0a\x06\x0a\x01a\x12\x01b', 'not a tokenizer'),  # a score of one byte
+    ('tokenizer.json', b'[' * 200_000, 'not a tokenizer'), ('tokenizer_config.json', b'[' * 200_000, 'no JSON'),
+    ('tokenizer_config.json', b'[1]', 'no JSON object')])
 def test_damaged_files_are_named(name, content, message, tmp_path):
   if name:
     (tmp_path / name).write_bytes(content)

@@ -117,6 +117,14 @@ def test_gradients_reach_every_factor_and_a_sharded_model_has_the_same():
   factors = {path: g for path, g in flat(gradient).items() if '_lora_' in path}
   assert len(factors) == 2 * len(KERNELS)
   assert all(np.abs(g).max() > 1e-4 for g in factors.values())
+  # A factor sees the gradient of its kernel through the other one: an update of the factors is a full one, projected.
+  held, found = (tree['backbone']['trunk']['layers'] for tree in (params, gradient))
+  for name in KERNELS:
+    full, into, out = (tree[f'{name}_{part}'] for tree, part in ((found, 'kernel'), (held, 'lora_in'), (held, 'lora_out')))
+    for layer in range(2):
+      through = np.asarray(into[layer]).T @ full[layer], full[layer] @ np.asarray(out[layer]).T
+      for value, part in zip(through, ('lora_out', 'lora_in'), strict=True):
+        np.testing.assert_allclose(found[f'{name}_{part}'][layer], 1.5 * value, rtol=1e-3, atol=1e-4 * np.abs(value).max())
   start = unflat(params, {p: jnp.zeros_like(a) if p.endswith('_lora_out') else a for p, a in flat(params).items()})
   for path, g in flat(jax.device_get(run(start, batch)[1])).items():
     assert '_lora_' not in path or np.any(g) == path.endswith('_lora_out'), path

@@ -10,14 +10,11 @@ from __future__ import annotations
 import itertools
 import os
 import pathlib
-import tempfile
-from collections.abc import Iterator
 from typing import Any
 
-from intersyn_jax.data import images, manifest, parquet
-from intersyn_jax.data.importers import rows
+from intersyn_jax.data.importers import rows, segments
 from intersyn_jax.errors import UserError
-from intersyn_jax.interleave.types import Conversation, Image, Segment, Text, Turn
+from intersyn_jax.interleave.types import Conversation, Segment, Text, Turn
 
 TURNS = 5
 """The most turns that a row has room for."""
@@ -45,8 +42,9 @@ def files(path: str | os.PathLike[str], field: str = 'data.path') -> list[pathli
 
 
 def conversations(path: str | os.PathLike[str], reject: rows.Reject, *, pixels: int,
-                  folder: str | os.PathLike[str] | None = None, encoding: str = 'PNG') -> Iterator[Conversation]:
-  """Yields the usable rows as conversations; the others go to `reject` with their reason.
+                  folder: str | os.PathLike[str] | None = None, encoding: str = 'PNG',
+                  fit: str = 'crop') -> rows.Conversations:
+  """The usable rows as conversations; the others go to `reject` with their reason.
 
   Args:
     path: parquet file, or a folder of them.
@@ -54,51 +52,19 @@ def conversations(path: str | os.PathLike[str], reject: rows.Reject, *, pixels: 
     pixels: side of the stored pictures.
     folder: not used, as pictures lie in the rows. One that has only a path is left out with its row.
     encoding: of the stored pictures, 'PNG' or 'JPEG'.
+    fit: how they become square, a name of `images.FITS`.
 
   Raises:
     UserError: no such file, no parquet file, or a column that is needed is missing or of the wrong type.
   """
-  del folder
-  seen: dict[str, str] = {}
-  with tempfile.TemporaryDirectory() as scratch:
-    for where, row in itertools.chain.from_iterable(_rows(file, reject) for file in files(path)):
-      name = row['id'] if isinstance(row['id'], str) else ''
-      try:
-        conversation = _conversation(row, pathlib.Path(scratch), pixels, encoding)
-        if conversation.id in seen:
-          raise rows.BadRow(f'its id stands already at {seen[conversation.id]}')
-      except ValueError as error:
-        reject(manifest.Rejected(where, ascii(name)[1:-1], str(error)))
-        continue
-      seen[conversation.id] = where
-      yield conversation
+  importer = segments.Importer(path, folder, pixels=pixels, encoding=encoding, fit=fit)
+  more = [name for name in columns(TURNS) if name not in _NEEDED]
+  found = itertools.chain.from_iterable(segments.parquet_rows(file, _NEEDED, more, reject) for file in files(path))
+  return importer.conversations(found, _conversation, reject, key='id')
 
 
-def _rows(path: pathlib.Path, reject: rows.Reject) -> Iterator[tuple[str, dict[str, Any]]]:
-  """(where, row) for each row of a file; what the file has no column for is None."""
-  reader = parquet.Reader(path)
-  wanted = columns(TURNS)
-  there = [name for name in wanted if name in reader.fields]
-  if missing := [name for name in _NEEDED if name not in there]:
-    raise UserError(f'{path} has no column {missing[0]}; it must have {", ".join(_NEEDED)} and may have topic, caption1, '
-                    f'image1, human2 and so on up to {TURNS}')
-  for group in range(reader.groups):
-    number = reader.start(group)
-    try:
-      for row in reader.rows(group, there):
-        number += 1
-        where = f'{path.name} row {number}'
-        if row is None:
-          reject(manifest.Rejected(where, '', 'holds a value that cannot be read, such as text that is no UTF-8'))
-        else:
-          yield where, dict.fromkeys(wanted) | row
-    except parquet.Damaged as error:
-      reject(manifest.Rejected(f'{path.name} row group {group}', '', f'{error}; its rows from {number + 1} on are left out'))
-  reader.close()
-
-
-def _conversation(row: dict[str, Any], scratch: pathlib.Path, pixels: int, encoding: str) -> Conversation:
-  name = rows.string(row, 'id')
+def _conversation(importer: segments.Importer, row: dict[str, Any]) -> Conversation:
+  name = segments.identity(row, 'id')
   turns = []
   for turn in range(1, TURNS + 1):
     columns = {kind: f'{kind}{turn}' for kind in _KINDS}
@@ -107,25 +73,19 @@ def _conversation(row: dict[str, Any], scratch: pathlib.Path, pixels: int, encod
     if len(turns) < turn - 1:
       raise rows.BadRow(f'turn {turn} is there but turn {len(turns) + 1} is not')
     question, answer = Text(rows.string(row, columns['human'])), Text(rows.string(row, columns['gpt']))
-    segments: list[Segment] = [answer]
+    said: list[Segment] = [answer]
     if row[columns['image']] is not None:
       caption = rows.string(row, columns['caption']) if row[columns['caption']] else ''
+      picture = row[columns['image']]
+      data = picture.get('bytes') if isinstance(picture, dict) else picture
       try:
-        data = _picture(row[columns['image']], scratch / columns['image'], pixels, encoding)
+        if not isinstance(data, bytes) or not data:
+          raise rows.BadRow(f'column {columns["image"]} holds no bytes of a picture; only pictures inside the file are read')
+        said += importer.held(data, columns['image'], caption=caption)
       except ValueError as error:
         raise rows.BadRow(f'turn {turn}: {error}') from error
-      segments.append(Image(data, None, caption))
-    turns.append(Turn((question,), tuple(segments)))
+    turns.append(Turn((question,), tuple(said)))
   if not turns:
     raise rows.BadRow('it has no turn')
   topic = rows.string(row, 'topic') if row['topic'] else ''
   return Conversation(id=name, topic=topic, turns=tuple(turns), generator='intersyn')
-
-
-def _picture(value: Any, file: pathlib.Path, pixels: int, encoding: str) -> bytes:
-  """The picture as it is stored. It goes through a file, since `images.load` knows what to distrust in a picture."""
-  data = value.get('bytes') if isinstance(value, dict) else value
-  if not isinstance(data, bytes) or not data:
-    raise rows.BadRow(f'column {file.name} holds no bytes of a picture; only pictures inside the parquet file are read')
-  file.write_bytes(data)
-  return images.load(file.name, file.parent, pixels, encoding=encoding)

@@ -7,18 +7,17 @@
 from __future__ import annotations
 
 import os
-import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from intersyn_jax.data import images, manifest
-from intersyn_jax.data.importers import rows
-from intersyn_jax.interleave.types import Conversation, Image, Segment, Text, Turn
+from intersyn_jax.data.importers import rows, segments
+from intersyn_jax.interleave.types import Conversation, Segment, Text, Turn
 
 
 def conversations(path: str | os.PathLike[str], reject: rows.Reject, *, pixels: int,
-                  folder: str | os.PathLike[str] | None = None, encoding: str = 'PNG') -> Iterator[Conversation]:
-  """Yields the usable rows of a file as conversations; the others go to `reject` with their reason.
+                  folder: str | os.PathLike[str] | None = None, encoding: str = 'PNG',
+                  fit: str = 'crop') -> rows.Conversations:
+  """The usable rows of a file as conversations; the others go to `reject` with their reason.
 
   Args:
     path: JSON or JSON Lines file.
@@ -26,24 +25,14 @@ def conversations(path: str | os.PathLike[str], reject: rows.Reject, *, pixels: 
     pixels: side of the stored pictures.
     folder: where the pictures lie; the folder of `path` if None. Nothing outside it is read.
     encoding: of the stored pictures, 'PNG' or 'JPEG'.
+    fit: how they become square, a name of `images.FITS`.
   """
-  folder = pathlib.Path(path).parent if folder is None else folder
-  seen: dict[str, str] = {}
-  for where, row in rows.read(path, reject):
-    name = row.get('id') if isinstance(row.get('id'), str) else ''
-    try:
-      conversation = _conversation(row, folder, pixels, encoding)
-      if conversation.id in seen:
-        raise rows.BadRow(f'its id stands already at {seen[conversation.id]}')
-    except ValueError as error:
-      reject(manifest.Rejected(where, ascii(name)[1:-1], str(error)))
-      continue
-    seen[conversation.id] = where
-    yield conversation
+  importer = segments.Importer(path, folder, pixels=pixels, encoding=encoding, fit=fit)
+  return importer.conversations(rows.read(path, reject), _conversation, reject, key='id')
 
 
-def _conversation(row: dict[str, Any], folder: str | os.PathLike[str], pixels: int, encoding: str) -> Conversation:
-  name = rows.string(row, 'id')
+def _conversation(importer: segments.Importer, row: dict[str, Any]) -> Conversation:
+  name = segments.identity(row, 'id')
   if name == 'id' or str(row.get('question', '')).startswith('The question from'):
     raise rows.BadRow('placeholder row: its fields describe the format instead of holding data')
   messages = row.get('conversations')
@@ -56,7 +45,7 @@ def _conversation(row: dict[str, Any], folder: str | os.PathLike[str], pixels: i
       answer: list[Segment] = [Text(rows.string(gpt, 'value'))]
       if gpt.get('image') not in (None, ''):
         caption = rows.string(gpt, 'caption') if gpt.get('caption') else ''
-        answer.append(Image(images.load(rows.string(gpt, 'image'), folder, pixels, encoding=encoding), None, caption))
+        answer += importer.picture(gpt['image'], 'image', caption=caption)
     except ValueError as error:
       raise rows.BadRow(f'turn {number}: {error}') from error
     turns.append(Turn(question, tuple(answer)))

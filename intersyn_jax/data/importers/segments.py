@@ -77,12 +77,12 @@ class Importer:
     name, root = next(there, (name, self._folder))
     return [Image(images.load(name, root, self._size, **self._options), None, caption)]
 
-  def held(self, data: bytes, field: str) -> list[Segment]:
+  def held(self, data: bytes, field: str, *, caption: str = '') -> list[Segment]:
     """One picture by its bytes. Raises ValueError."""
     if not data:
       raise rows.BadRow(f'field {field} holds an empty picture')
     self._count()
-    return [Image(images.square(data, self._size, where=f'a picture of field {field}', **self._options))]
+    return [Image(images.square(data, self._size, where=f'a picture of field {field}', **self._options), None, caption)]
 
   def _count(self) -> None:
     self._pictures += 1

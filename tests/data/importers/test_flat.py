@@ -68,7 +68,7 @@ def test_a_folder_is_read_in_order_of_name_and_ids_are_unique_in_all_of_it(tmp_p
     (dict(human1=None), 'field human1'), (dict(gpt1=''), 'field gpt1'),
     (dict(human1=None, gpt1=None, caption1=None, image1=None), 'no turn'),
     (dict(human3='q', gpt3='a'), 'turn 3 is there but turn 2 is not'),
-    (dict(image1={'bytes': b'no picture at all', 'path': None}), "turn 1: image 'image1' is no PNG"),
+    (dict(image1={'bytes': b'no picture at all', 'path': None}), 'turn 1: a picture of field image1 is no PNG'),
     (dict(image1={'bytes': samples.png(1)[:-30], 'path': None}), 'turn 1'),
     (dict(image1={'bytes': None, 'path': '/etc/passwd'}), 'no bytes of a picture'),
     (dict(image1={'bytes': b'', 'path': 'http://example.org/a.png'}), 'no bytes of a picture'),
