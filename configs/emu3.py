@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 def get_config(size: str = '8b') -> ConfigDict:
   """`size`: `8b`, or `tiny` for random weights."""
-  c = public.config('emu3', size, pixels=720, images=1, words=256)
+  c = public.config('emu3', size, pixels=720, images=1, words=256, fit='crop_bicubic')
   c.template = 'generation'
   if size != 'tiny':
     c.hf.image_pixels = 720  # Emu3 draws any size, a work folder has one; another one needs `data.pixels` too

@@ -11,6 +11,6 @@ from ml_collections import ConfigDict
 
 def get_config(size: str = '7b') -> ConfigDict:
   """`size`: `1b`, `7b`, or `tiny` for random weights."""
-  c = public.config('janus', size, pixels=384, images=3)
+  c = public.config('janus', size, pixels=384, images=3, fit='crop_bicubic')
   c.template = 'generation'
   return c

@@ -10,7 +10,8 @@ from intersyn_jax.errors import UserError
 from intersyn_jax.models.families.table import named
 
 
-def config(family: str, size: str, *, pixels: int, images: int = 1, words: int = 512) -> ConfigDict:
+def config(family: str, size: str, *, pixels: int, images: int = 1, words: int = 512,
+           fit: str = 'crop') -> ConfigDict:
   """The configuration of a family.
 
   Args:
@@ -18,6 +19,7 @@ def config(family: str, size: str, *, pixels: int, images: int = 1, words: int =
     size: one of the sizes that the family's file knows; of another one, take the nearest.
     pixels: side of a picture of the public sizes; those of `tiny` have 16.
     images, words: room of an answer.
+    fit: how imported pictures become square (docs/data.md), as the family's own processor does it.
   """
   known = named(family)
   if size not in known.sizes:
@@ -31,7 +33,8 @@ def config(family: str, size: str, *, pixels: int, images: int = 1, words: int =
   c.family = family  # or the import path of a Family of your own
   c.template = 'chat'  # `checkpoint` takes the chat template that the folder brings along
   c.hf = ConfigDict()  # fields of config.json that are to have other values
-  c.data.update(dict(source='intersyn_release', pixels=16 if tiny else pixels, jitter=0, encoding='PNG', shard_records=500))
+  c.data.update(dict(source='intersyn_release', pixels=16 if tiny else pixels, jitter=0, fit=fit, encoding='PNG',
+                     shard_records=500))
   c.image = ConfigDict(dict(rows=1 if tiny else 4))  # pictures a device encodes or decodes at once
   c.model = ConfigDict(dict(dtype='float32' if tiny else 'bfloat16', remat='none' if tiny else 'full'))
   del c.text

@@ -1,14 +1,14 @@
 """Benchmark `data`: how fast records come to the device, against peers that read the same, and what a training step waits.
 
-- `encoded images`: records with JPEG pictures of 256 pixels, decoded: the job that adds image codes to shards (`data.codes`),
-  with nothing but the transfer in the tokenizer's place.
+- `encoded images`: records with JPEG pictures of 256 pixels, decoded: the job that adds image codes to shards
+  (`data.codes`), with nothing but the transfer in the tokenizer's place.
 - `cached codes`: records with image codes as packed rows: the training pipeline (`data.pipeline`). `first pass` is from the
   records on, text tokenised and rows packed; `later passes` are what training reads.
-- `waiting`: the share of a training step that the host spends on the next batch, at the shapes of `tiny` and `small`. It is an
-  upper bound of what the step waits: the devices compute meanwhile.
+- `waiting`: the share of a training step that the host spends on the next batch, at the shapes of `tiny` and `small`. It is
+  an upper bound of what the step waits: the devices compute meanwhile.
 
-The peers (`data_peers`) are Hugging Face `datasets` under torch's DataLoader, and webdataset, each with 0, 1 and 2 workers, of
-which the quickest counts. All take turns, in one run. Without the extra `peers`, ours is measured alone.
+The peers (`data_peers`) are Hugging Face `datasets` under torch's DataLoader, and webdataset, each with 0, 1 and 2 workers,
+of which the quickest counts. All take turns, in one run. Without the extra `peers`, ours is measured alone.
 
 Letters: B rows of a batch, T positions, D codes per image position.
 """
@@ -89,8 +89,8 @@ TINY = Trained(
                         depth=1, codebook=512, mix=4),
     Sizes(coded=2000, places=16, codebook=512, words=(6, 24), rows=12, length=192), windows=5, steps=10)
 SMALL = Trained(
-    'small', ModelConfig(TrunkConfig(width=384, layers=8, heads=6, kv_heads=6, head_width=64, mlp_width=1536), 1024, places=64,
-                         depth=1, codebook=1024, mix=4),
+    'small', ModelConfig(TrunkConfig(width=384, layers=8, heads=6, kv_heads=6, head_width=64, mlp_width=1536), 1024,
+                         places=64, depth=1, codebook=1024, mix=4),
     Sizes(coded=2000, rows=64, length=384, words=(6, 24)), windows=3, steps=2)
 CPU_ROWS = 8
 """Rows of a batch of `small` on a CPU, where one of 64 takes a minute. Step and batch shrink alike."""
@@ -169,7 +169,8 @@ def _read(options: Options, folder: pathlib.Path, sizes: Sizes) -> Iterator[Row]
     others = [peer.rows(rows, sizes.rows) for peer in peers]
     batches = iter(Pipeline(documents, rows=sizes.rows, length=sizes.length, seed=0))
     count = -(-len(rows.text) // sizes.rows)
-    yield from _compared(later, 'positions', positions, lambda: _send(itertools.islice(batches, count)), others, options.runs)
+    ours = lambda: _send(itertools.islice(batches, count))
+    yield from _compared(later, 'positions', positions, ours, others, options.runs)
 
 
 def _compared(case: str, what: str, amount: int, ours: data_peers.Pass, others: Sequence[Mapping[str, data_peers.Pass]],

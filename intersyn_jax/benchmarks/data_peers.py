@@ -1,11 +1,11 @@
-"""The peers of benchmark `data`: Hugging Face `datasets` and webdataset under torch's DataLoader, as their documentation sets
-them up.
+"""The peers of benchmark `data`: Hugging Face `datasets` and webdataset under torch's DataLoader, as their documentation
+sets them up.
 
-Each reads the same conversations as ours, written once in its own format: Arrow files on the disk, or tar files. Workers stay
-alive between passes and fetch four batches ahead. What a pass gives goes to jax's device, as ours does.
+Each reads the same conversations as ours, written once in its own format: Arrow files on the disk, or tar files. Workers
+stay alive between passes and fetch four batches ahead. What a pass gives goes to jax's device, as ours does.
 
-`rows` are at their quickest: packed beforehand, once, and kept as arrays of a fixed length, of which a pass changes no more than
-the order. Ours packs anew in every pass, as training does.
+`rows` are at their quickest: packed beforehand, once, and kept as arrays of a fixed length, of which a pass changes no more
+than the order. Ours packs anew in every pass, as training does.
 
 Needs the extra `peers`.
 
@@ -143,8 +143,8 @@ class HuggingFace:
 
     def loader(workers: int) -> Any:
       from torch.utils.data import BatchSampler, RandomSampler
-      return self._loader(tables, workers, sampler=BatchSampler(RandomSampler(tables), batch, drop_last=False), batch_size=None,
-                          collate_fn=tensors)
+      order = BatchSampler(RandomSampler(tables), batch, drop_last=False)
+      return self._loader(tables, workers, sampler=order, batch_size=None, collate_fn=tensors)
 
     return passes(f'{self.name}, rows packed before', loader)
 

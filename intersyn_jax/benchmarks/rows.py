@@ -80,7 +80,8 @@ def device() -> str:
 
 
 def versions() -> str:
-  names = ('intersyn_jax', 'jax', 'jaxlib', 'flax', 'torch', 'transformers')
+  names = ('intersyn_jax', 'jax', 'jaxlib', 'flax', 'grain', 'pillow', 'torch', 'transformers', 'datasets', 'webdataset', 'trl',
+           'google-tunix')
   found = [f'python {platform.python_version()}']
   for name in names:
     try:

@@ -142,7 +142,8 @@ class _Coder:
     chunk: _Chunk = []
     new: dict[bytes, tuple[bytes, str]] = {}
     for conversation in conversations:
-      pictures = [image.data for turn in conversation.turns for image in images_of((*turn.question, *turn.answer)) if image.data]
+      pictures = [image.data for turn in conversation.turns for image in images_of((*turn.question, *turn.answer))
+                  if image.data]
       keys = [hashlib.blake2b(data, digest_size=16).digest() for data in pictures]
       found = {key: (data, conversation.id) for key, data in zip(keys, pictures, strict=True)}
       fresh = {key: value for key, value in found.items() if not (key in self._known or key in pending or key in new)}
@@ -182,7 +183,8 @@ class _Coder:
     pending.difference_update(load.keys)
     for conversation, keys in load.chunk:
       left = iter(keys)
-      turns = tuple(Turn(self._segments(turn.question, left), self._segments(turn.answer, left)) for turn in conversation.turns)
+      turns = tuple(Turn(self._segments(turn.question, left), self._segments(turn.answer, left))
+                    for turn in conversation.turns)
       yield dataclasses.replace(conversation, turns=turns)
 
   def _segments(self, segments: Sequence[Segment], keys: Iterator[bytes]) -> tuple[Segment, ...]:

@@ -93,12 +93,12 @@ class Documents:
     self._flat = flat.array()
 
   def _record(self, record: Conversation, split: str, drop_question: bool = False) -> np.ndarray | None:
-    """A conversation's positions as plain bytes, V[length]: copying these is ten times as quick as copying named fields. None
-    where it is too long, and may be."""
+    """A conversation's positions as plain bytes, V[length]: copying these is ten times as quick as copying named fields.
+    None where it is too long, and may be."""
     document = tokenise(record, self._layout, drop_question=drop_question)
     if (document.modality == FEATURES).any():
-      raise UserError(f'record {record.id} of split {split} has a picture in a question, which this family reads as features; '
-                      'training batches carry codes alone: leave such records out')
+      raise UserError(f'record {record.id} of split {split} has a picture in a question, which this family reads as '
+                      'features; training batches carry codes alone: leave such records out')
     if len(document.text) > self._length:
       if not self._drop:
         raise UserError(f'record {record.id} of split {split} has {len(document.text)} positions, a row has {self._length}; '
@@ -171,8 +171,9 @@ class _Flat:
       self._file.write(np.concatenate(self._parts).view(np.uint8).data)
       self._file.flush()
     except OSError as error:
-      raise UserError(f'there is no room for the tokens in {tempfile.gettempdir()} ({error.strerror}; '
-                      f'{self._size * self._itemsize >> 20} MiB up to now); set TMPDIR to a folder on a larger disk') from error
+      size = self._size * self._itemsize >> 20
+      raise UserError(f'there is no room for the tokens in {tempfile.gettempdir()} ({error.strerror}; {size} MiB up to now); '
+                      'set TMPDIR to a folder on a larger disk') from error
     self._parts, self._held = [], 0
 
   def array(self) -> np.ndarray:

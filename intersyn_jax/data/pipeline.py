@@ -3,9 +3,9 @@
     documents = Documents({'interleaved': conversations}, layout, length=512)
     for batch in Pipeline(documents, rows=64, length=512, seed=0): ...
 
-The order of documents is one global plan (`data.plan`), a function of seed and lengths alone. Its rows are cut into batches of
-which every process fills its slice. So the number of processes never changes the data, and the iterator's whole state is a
-place in the plan. Grain reads ahead and keeps that place.
+The order of documents is one global plan (`data.plan`), a function of seed and lengths alone. Its rows are cut into batches
+of which every process fills its slice. So the number of processes never changes the data, and the iterator's whole state is
+a place in the plan. Grain reads ahead and keeps that place.
 
 Letters: B rows of a global batch, T positions.
 """
@@ -50,7 +50,8 @@ class _Batches(Sequence[TokenBatch]):
 class BatchIterator(grain.DatasetIterator[TokenBatch]):
   """Grain's iterator over batches, whose state also says where the plan stands; `grain.checkpoint` takes it."""
 
-  def __init__(self, inner: grain.DatasetIterator[TokenBatch], plan: Plan, rows: int, splits: Sequence[str], fingerprint: int):
+  def __init__(self, inner: grain.DatasetIterator[TokenBatch], plan: Plan, rows: int, splits: Sequence[str],
+               fingerprint: int):
     super().__init__(inner)
     self._inner, self._plan, self._rows, self._splits, self._fingerprint = inner, plan, rows, tuple(splits), fingerprint
 
@@ -70,8 +71,8 @@ class BatchIterator(grain.DatasetIterator[TokenBatch]):
       UserError: the state belongs to other data, or to another order of them.
     """
     if state.get('fingerprint') != self._fingerprint:
-      raise UserError('the checkpoint was made with other data, batch size, weights or seed than this run reads, or by another '
-                      'version; set them back, or start the stage in another work folder')
+      raise UserError('the checkpoint was made with other data, batch size, weights or seed than this run reads, or by '
+                      'another version; set them back, or start the stage in another work folder')
     self._plan.anchor(state['window'], state['row'], np.asarray(state['taken'], np.int64))
     self._inner.set_state({k: v for k, v in state.items() if k not in ('window', 'row', 'taken', 'fingerprint')})
 

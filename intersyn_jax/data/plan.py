@@ -1,11 +1,11 @@
 """The order of documents: mixed, shuffled, packed into rows, all of it a function of seed and lengths alone.
 
-Document numbers of several splits are mixed in fixed shares and shuffled anew every epoch; windows of them are packed into rows.
-Any row can be asked for at any time, by any process, with the same answer.
+Document numbers of several splits are mixed in fixed shares and shuffled anew every epoch; windows of them are packed into
+rows. Any row can be asked for at any time, by any process, with the same answer.
 
 Grain mixes and packs too, but it looks up a document at a time, which took three quarters of the time of a batch, and its
-packers (first-fit, best-fit) work on a stream: after slicing by process, rows would depend on the number of processes. Best fit
-with the longest document first fills 2 to 4 % more than either (docs/performance.md).
+packers (first-fit, best-fit) work on a stream: after slicing by process, rows would depend on the number of processes. Best
+fit with the longest document first fills 2 to 4 % more than either (docs/performance.md).
 
 Letters: N documents, S splits.
 """
@@ -96,8 +96,8 @@ class Plan(Sequence[list[int]]):
   """Which documents stand in which row, for all rows of the run.
 
   Windows of WINDOW documents in mixed order are packed by best fit, the longest first. A plan may be endless: only the row
-  counts of the windows passed are remembered, with what they took of each split, and the rows of a window are worked out again
-  when needed. `anchor` spares a resumed run the windows before its place.
+  counts of the windows passed are remembered, with what they took of each split, and the rows of a window are worked out
+  again when needed. `anchor` spares a resumed run the windows before its place.
   """
 
   def __init__(self, order: Order, documents: Documents, length: int, *, seed: int, null_rate: float):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import typing
 from collections.abc import Container, Iterator, Sequence
 
@@ -70,6 +71,11 @@ class ImageBlock:
   def places(self) -> int:
     """Number of image positions in a block."""
     return sum(entry == CODE for entry in self.template)
+
+  @functools.cached_property
+  def runs(self) -> tuple[tuple[bool, tuple[int, ...]], ...]:
+    """The template cut where codes and forced ids meet: whether these are codes, and the entries."""
+    return tuple((is_code, tuple(entries)) for is_code, entries in itertools.groupby(self.template, lambda entry: entry == CODE))
 
 
 class Lead(typing.NamedTuple):
@@ -187,19 +193,18 @@ FILL = {'turn': -1, 'step': -1}
 
 
 class _Writer:
-  """Collects the positions of one document."""
+  """Collects the positions of one document, run by run: positions that have all but their ids or codes in common."""
 
   def __init__(self, layout: Layout):
     self.layout = layout
-    self.rows: list[tuple[int, int, float, bool, int, int]] = []  # text, modality, loss, forced, turn, step
-    self.codes: list[np.ndarray] = []
-    self.zero = np.zeros(layout.block.depth, np.int32)
+    self.runs: list[tuple[int, int, float, bool, int, int]] = []  # positions, modality, loss, forced, turn, step
+    self.text: list[int] = []  # of every position
+    self.codes: list[tuple[int, np.ndarray]] = []  # where a run of codes begins, and those
     self.features = 0
 
   def ids(self, ids: Sequence[int], loss: float, turn: int, step: int = -1, forced: bool = False) -> None:
-    for i in ids:
-      self.rows.append((i, TEXT, loss, forced, turn, step))
-      self.codes.append(self.zero)
+    self.runs.append((len(ids), TEXT, loss, forced, turn, step))
+    self.text += ids
 
   def image(self, image: Image, loss: float, turn: int, step: int = -1, features: bool = False) -> None:
     block = self.layout.block
@@ -213,13 +218,14 @@ class _Writer:
       places = self._codes(image)
     self.ids([block.begin], loss, turn, step)
     place = 0
-    for entry in block.template:
-      if entry == CODE:
-        self.rows.append((0, FEATURES if features else CODES, loss, False, turn, step))
-        self.codes.append(places[place])
-        place += 1
-      else:
-        self.ids([entry], loss * self.layout.trains_forced, turn, step, forced=True)
+    for is_code, entries in block.runs:
+      if not is_code:
+        self.ids(entries, loss * self.layout.trains_forced, turn, step, forced=True)
+        continue
+      self.runs.append((len(entries), FEATURES if features else CODES, loss, False, turn, step))
+      self.codes.append((len(self.text), places[place:place + len(entries)]))
+      self.text += [0] * len(entries)
+      place += len(entries)
 
   def _codes(self, image: Image) -> np.ndarray:
     block = self.layout.block
@@ -259,12 +265,17 @@ class _Writer:
         self.ids([vis_end], 1.0, turn, step)
 
   def document(self) -> TokenBatch:
-    text, modality, loss, forced, turn, step = (np.asarray(column) for column in zip(*self.rows, strict=True))
-    length = len(self.rows)
+    length = len(self.text)
+    sizes, *columns = zip(*self.runs, strict=True)
+    kinds = (np.int8, np.float32, bool, np.int32, np.int32)
+    modality, loss, forced, turn, step = (
+        np.repeat(np.asarray(column, kind), sizes) for column, kind in zip(columns, kinds, strict=True))
+    codes = np.zeros((length, self.layout.block.depth), np.int32)
+    for start, run in self.codes:
+      codes[start:start + len(run)] = run
     return TokenBatch(
-        text=text.astype(np.int32), codes=np.stack(self.codes), modality=modality.astype(np.int8),
-        loss=loss.astype(np.float32), forced=forced.astype(bool), document=np.ones(length, np.int32),
-        position=np.arange(length, dtype=np.int32), turn=turn.astype(np.int32), step=step.astype(np.int32))
+        text=np.asarray(self.text, np.int32), codes=codes, modality=modality, loss=loss, forced=forced,
+        document=np.ones(length, np.int32), position=np.arange(length, dtype=np.int32), turn=turn, step=step)
 
 
 def _write(turns: Sequence[Turn], layout: Layout, *, drop_question: bool, closed: bool) -> TokenBatch:

@@ -116,7 +116,7 @@ def merge(params: Params, config: TrunkConfig) -> Params:
 
 def _sum(parts: tuple[Any, jax.Array, jax.Array], scale: float) -> jax.Array:
   """One kernel [in,out] with its update."""
-  kernel, into, out = parts
+  kernel, (into, out) = parts[0], (factor.astype(jnp.float32) for factor in parts[1:])
   update = scale * jnp.matmul(into, out, precision=jax.lax.Precision.HIGHEST)
   if quantised.is_quantised(kernel):
     return quantised.dequantise(kernel, jnp.float32) + update

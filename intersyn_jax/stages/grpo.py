@@ -96,7 +96,7 @@ def train(run: Run, policy: str) -> dict:
     state, meta = saved.restore(state)
     done, last, trainer.memory, watch.history = meta['iteration'], meta['metrics'], meta['memory'], meta['watch']
   metrics, watched, progress = run.metrics(label, done), None, run.progress(policy, grpo.steps, done)
-  if grpo.watch.every:
+  if watch.every:
     watched = run.metrics(f'{label}/watch', done or -1)
 
   def look() -> None:

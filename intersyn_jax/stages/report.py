@@ -256,7 +256,7 @@ def _curves(workdir: epath.Path, missing: list[str]) -> list[dict[str, Any]]:
           series.setdefault(key, []).append((row['step'], value))
     order = sorted(series, key=_rank)
     drawn = [charts.curve(key, series[key], charts.COLOURS[min(_rank(key)[0], 2)]) for key in order]
-    first = min(FIRST_CHARTS, sum(key not in UPKEEP for key in order) or len(order))
+    first = min(FIRST_CHARTS, sum(not _upkeep(key) for key in order) or len(order))
     stages.append({'name': name, 'first': drawn[:first], 'more': drawn[first:], 'missing': ''})
   return stages
 
@@ -265,7 +265,12 @@ def _rank(name: str) -> tuple[int, int, str]:
   for place, word in enumerate(('reward', 'loss')):
     if word in name:
       return place, len(name), name
-  return 2, name in UPKEEP, name
+  return 2, _upkeep(name), name
+
+
+def _upkeep(name: str) -> bool:
+  """Whether a metric is about how the run goes and not about what is learnt."""
+  return name in UPKEEP or name.split('.')[0].endswith(('_read', 'seconds'))
 
 
 def _reconstructions(workdir: epath.Path, missing: list[str]) -> str:

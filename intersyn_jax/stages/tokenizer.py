@@ -19,7 +19,7 @@ from intersyn_jax.evaluation import flaws
 from intersyn_jax.interleave.text import TextTokenizer
 from intersyn_jax.interleave.types import DIMENSIONS, Image, Text
 from intersyn_jax.models import image_tokenizer
-from intersyn_jax.stages.common import Run
+from intersyn_jax.stages.common import Run, barrier
 from intersyn_jax.stages.parts import Parts, identity
 from intersyn_jax.training import checkpoints, loop
 from intersyn_jax.training.metrics import replace_text
@@ -71,8 +71,12 @@ def _only_codes(run: Run, parts: Parts, splits) -> dict[str, float]:
 
 
 def _add_codes(run: Run, parts: Parts) -> None:
-  codes.encode_folder(run.workdir / 'data', run.directory('tokenizer') / 'data', parts.encode,
-                      tokenizer=identity(parts.image_folder), progress=run.reporter('tokenizer', 'record'))
+  """One process writes the shards, with its own devices, and the others wait: shards have one writer."""
+  if run.active:
+    local = parts if jax.process_count() == 1 else Parts(run, jax.local_devices())
+    codes.encode_folder(run.workdir / 'data', run.directory('tokenizer') / 'data', local.encode,
+                        tokenizer=identity(parts.image_folder), progress=run.reporter('tokenizer', 'record'))
+  barrier('codes-added')
 
 
 def _psnr(parts: Parts, pictures: np.ndarray) -> float:

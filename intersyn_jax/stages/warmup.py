@@ -76,7 +76,7 @@ def train(run: Run, parts: Parts, section: Mapping, label: str, folder: epath.Pa
       step, state, batches, steps=steps, seed=run.config.seed, checkpoints=saved,
       metrics=run.metrics(str(folder.relative_to(run.workdir)), saved.done), metrics_every=section.log_every,
       save_every=section.checkpoint_every, progress=run.progress(label, steps, max(saved.done, 0)),
-      batch_sharding=sharding.rows(parts.mesh))
+      batch_sharding=sharding.rows(parts.mesh), counts=batches.counts)
   tuned.keep(state, folder, identity)
   del state
   if documents.dropped:

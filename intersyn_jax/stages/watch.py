@@ -28,17 +28,19 @@ class Watch:
       the judge's mean may rise above the known world's, counted from the first look, before the stage ends; 0 never ends it).
 
   Attributes:
+    every: iterations between two looks; 0 also where the data have no split `validation`.
     history: rows {step, judge, truth, ...} of all looks so far; keep it with the state.
   """
 
   def __init__(self, parts: Parts, section: ml_collections.ConfigDict, judge: tuple):
     self.section, self.history = section, []
+    self.every = section.every if 'validation' in parts.splits() else 0
     self._parts, self._judge = parts, judge
     self._known = parts.config.data.source == 'storyworld'
-    if section.divergence and not (self._known and section.every):
+    if section.divergence and not (self._known and self.every):
       raise UserError('grpo.watch.divergence compares judge and known world: set grpo.watch.every, and use it with '
-                      'data.source storyworld')
-    if not section.every:
+                      'data.source storyworld and a split validation')
+    if not self.every:
       return
     split = parts.conversations('validation')
     self._questions = [answers_lib.first_turn(split[i]) for i in range(min(section.prompts, len(split)))]
@@ -48,9 +50,8 @@ class Watch:
 
   def due(self, step: int, last: int) -> bool:
     """Whether to look after so many iterations: before the first, after every so many, and after the last."""
-    every = self.section.every
     seen = self.history and self.history[-1]['step'] >= step
-    return bool(every) and not seen and (step % every == 0 or step == last)
+    return bool(self.every) and not seen and (step % self.every == 0 or step == last)
 
   def look(self, step: int, params: Params) -> dict[str, Any]:
     """Scores a policy; the row is added to the history. Means are of the four scores, 0 to 5."""

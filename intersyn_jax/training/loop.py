@@ -199,6 +199,7 @@ def fit(
     step: Step, state: State, batches: Batches, *, steps: int, seed: int, checkpoints: Checkpoints | None = None,
     metrics: MetricWriter | None = None, metrics_every: int = 10, save_every: int = 100,
     progress: Progress | None = None, batch_sharding: jax.sharding.Sharding | None = None,
+    counts: Callable[[], Mapping[str, float]] | None = None,
 ) -> tuple[State, dict[str, float]]:
   """Runs updates until `state['step']` is `steps`; goes on from the latest checkpoint where there is one.
 
@@ -211,6 +212,9 @@ def fit(
     save_every: rounded up to a multiple of `metrics_every`, so that a resumed run has the same windows. The last step
       is always saved.
     batch_sharding: of every array of a batch.
+    counts: what `batches` has given so far, for the metrics of a window; asked behind the window's last batch.
+
+  The next batch is fetched and sent to the devices while they compute; what a checkpoint keeps is the place before it.
 
   Returns the state and the means of the last window (`{}` when there was none).
   """
@@ -237,20 +241,26 @@ def fit(
   update = jax.jit(keyed, donate_argnums=0, out_shardings=(layout, None))
   done = int(state['step'])
   window: list[dict[str, jax.Array]] = []
+  ahead = put(next(batches), batch_sharding) if done < steps else None
   while done < steps:
-    state, values = update(state, put(next(batches), batch_sharding), key)
+    state, values = update(state, ahead, key)
     window.append(values)
     done += 1
-    if done % metrics_every and done < steps:
+    ends = not done % metrics_every or done == steps
+    saves = checkpoints is not None and (done % save_every == 0 or done == steps)
+    place, read = batches.get_state() if saves else None, counts() if ends and counts is not None else {}
+    if done < steps:  # before the host waits for anything, so that the devices go on at once
+      ahead = put(next(batches), batch_sharding)
+    if not ends:
       continue
-    last = _means(jax.device_get(window))
+    last = _means(jax.device_get(window)) | read
     window = []
     if metrics is not None:
       metrics.write(done, last)
     if progress is not None:
       progress.update(done, **_shown(last))
-    if checkpoints is not None and (done % save_every == 0 or done == steps):
-      checkpoints.save(state, data=batches.get_state(), seed=seed, metrics=last)
+    if saves:
+      checkpoints.save(state, data=place, seed=seed, metrics=last)
   if progress is not None:
     progress.close(**_shown(last))
   return state, last

@@ -29,7 +29,8 @@ class Encoder:
 
 @pytest.fixture
 def source(tmp_path):
-  written = shards.write_split(tmp_path / 'in', 'train', (samples.interleaved(i % 6) for i in range(20)), records_per_shard=8)
+  made = (samples.interleaved(i % 6) for i in range(20))
+  written = shards.write_split(tmp_path / 'in', 'train', made, records_per_shard=8)
   manifest.save(tmp_path / 'in', manifest.Manifest('test').with_split('train', manifest.Split(tuple(written))))
   return tmp_path / 'in'
 
@@ -74,8 +75,8 @@ class Killed(Exception):
 def test_an_interrupted_split_goes_on_after_its_last_finished_shard(source, tmp_path):
   whole = codes.encode_folder(source, tmp_path / 'whole', Encoder(), tokenizer='one', batch=4)
   rejected = (manifest.Rejected('line 3', 'x', 'why'),)
-  entry = manifest.load(source).splits['train']
-  manifest.save(source, manifest.Manifest('test').with_split('train', dataclasses.replace(entry, rejected=rejected, unlisted=2)))
+  entry = dataclasses.replace(manifest.load(source).splits['train'], rejected=rejected, unlisted=2)
+  manifest.save(source, manifest.Manifest('test').with_split('train', entry))
 
   def dies(label, done, total):
     if done == 20:
@@ -97,8 +98,8 @@ def pictured(name, *seeds):
 
 def test_batches_are_full_and_conversations_keep_their_order():
   """Also those with more pictures than a batch, with none, and with pictures that are still on their way."""
-  made = [pictured('a', 0, 1, 2), pictured('b', 1), pictured('c', *range(10, 21)), Conversation('d', '', (Turn((Text('x'),)),)),
-          pictured('e', 2, 3), pictured('f', 10, 3, 30), pictured('g', 0)]
+  made = [pictured('a', 0, 1, 2), pictured('b', 1), pictured('c', *range(10, 21)),
+          Conversation('d', '', (Turn((Text('x'),)),)), pictured('e', 2, 3), pictured('f', 10, 3, 30), pictured('g', 0)]
   encoder = Encoder()
   found = list(codes.with_codes(made, encoder, batch=4))
   assert [c.id for c in found] == list('abcdefg')

@@ -227,3 +227,32 @@ def test_killed_inside_a_save_leaves_the_checkpoint_before(tmp_path):
     state, _ = Checkpoints(tmp_path).restore(run(0)[0])
     whole, _, _ = run(int(state['step']))
     assert same(state, whole)
+def test_next_batch_is_on_its_way_before_the_host_waits_and_no_batch_is_lost(tmp_path):
+  events = []
+
+  class Told(Indexed):
+    def __next__(self):
+      events.append(('batch', self._next))
+      return super().__next__()
+
+  class Written(Rows):
+    def write(self, step, values):
+      events.append(('row', step))
+      assert values['read'] == step, 'counts are those of the batches used, not of the one ahead'
+      super().write(step, values)
+
+  def go(steps):
+    batches = Told(batch_of)
+    optimizer = make_optimizer(OptimizerConfig(), 1000)
+    return fit(make_step(loss, optimizer, weights=WEIGHTS), init_state(make_params(), optimizer), batches, steps=steps, seed=5,
+               checkpoints=Checkpoints(tmp_path), metrics=Written(), metrics_every=4, save_every=8,
+               counts=lambda: {'read': batches.get_state()['next_index']})[1]
+
+  assert go(10)['read'] == 10
+  assert events == [('batch', 0), *(('batch', i) for i in range(1, 5)), ('row', 4), *(('batch', i) for i in range(5, 9)),
+                    ('row', 8), ('batch', 9), ('row', 10)]
+  assert Checkpoints(tmp_path).restore(init_state(make_params(), make_optimizer(OptimizerConfig(), 1000)))[1]['data'] == {
+      'next_index': 10}
+  del events[:]
+  go(12)
+  assert events == [('batch', 10), ('batch', 11), ('row', 12)]
