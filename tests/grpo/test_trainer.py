@@ -62,9 +62,10 @@ def trainer(depth=1, group=8, judge=None, rate=0.01, decode=None, loss=None, adv
 
 
 @pytest.mark.parametrize('depth, scored, decode', [
-    (1, 'plain', {}), (4, 'plain', dict(guidance=2.0)), (1, 'drawn', dict(guidance=2.0, image_temperature=0.8)),
-    (4, 'drawn', dict(text_top_k=40, text_temperature=1.2, image_top_p=0.9)),
-    (1, 'drawn', dict(image_guidance=1.2, guidance=2.0, min_steps=1, max_steps=2))])
+    (4, 'drawn', dict(guidance=2.0, text_top_k=40, text_temperature=1.2, image_top_p=0.9)),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        (1, 'plain', {}), (4, 'plain', dict(guidance=2.0)), (1, 'drawn', dict(guidance=2.0, image_temperature=0.8)),
+        (1, 'drawn', dict(image_guidance=1.2, guidance=2.0, min_steps=1, max_steps=2))))])
 def test_the_first_ratio_is_one_because_decoder_and_trainer_agree(depth, scored, decode):
   made, state = trainer(depth, group=4, decode=decode, scored=scored, log_prob_chunk=37 if depth == 4 else 0)
   _, metrics = made.iteration(state, functools.partial(draw, depth=depth))
@@ -148,6 +149,7 @@ def test_a_penalty_in_the_reward_lowers_advantages_and_leaves_the_loss():
   np.testing.assert_allclose(advantage, -0.5 * np.cumsum(cost[:, ::-1], axis=1)[:, ::-1], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_iteration_on_eight_devices_is_that_on_one():
   losses = []
   for mesh in (small_model.one_device(), sharding.make_mesh({'fsdp': 4, 'tensor': 2}, jax.devices()[:8])):
