@@ -22,8 +22,12 @@ def get_config(size: str = 'tiny') -> ConfigDict:
 def _optimizer(**fields) -> dict:
   """Muon for the trunk's matrices, Adam for the rest; the number of steps comes from the stage."""
   return dict(name='muon', learning_rate=0.02, adam_learning_rate=3e-3, schedule='linear', warmup=20, floor=0.05,
-              clip=1.0, weight_decay=0.0, b1=0.9, b2=0.98, momentum=0.95, frozen=()) | fields
+              clip=1.0, weight_decay=0.0, b1=0.9, b2=0.98, momentum=0.95, frozen=(),
+              precision='full') | fields
 
+
+# What trains of a policy: everything, with the logits of all positions at once (docs/training.md).
+_WHOLE = dict(lora_rank=0, lora_alpha=16.0, quantise='', log_prob_chunk=0)
 
 # Of a model on an OpenAI-compatible server; without a url it is not asked (docs/endpoints.md).
 _ENDPOINT = dict(url='', model='', key_variable='OPENAI_API_KEY', timeout=60.0, retries=3, requests_per_minute=0.0,
@@ -60,12 +64,14 @@ def _tiny() -> ConfigDict:
   # Supervised stages. `mix` weighs documents; `row_length` is T of a packed row.
   c.warmup = ConfigDict(dict(
       mix=dict(interleaved=0.25, understanding=0.2, text_to_image=0.55), steps=800, rows=12, row_length=192,
-      micro_batches=1, null_prompt_rate=0.1, question_weight=0.0, optimizer=_optimizer(), checkpoint_every=250, log_every=10,
+      micro_batches=1, null_prompt_rate=0.1, question_weight=0.0, **_WHOLE, optimizer=_optimizer(),
+      checkpoint_every=250, log_every=10,
       # The control `warmup_long`: warm-up gone on for as long as `finetune` and `grpo` take together.
       long_steps=1900))
   c.writer = ConfigDict(dict(
       mix=dict(roles=0.8, roles_interleaved=0.1, text_to_image=0.1), steps=2400, rows=12, row_length=256,
-      micro_batches=1, null_prompt_rate=0.1, question_weight=0.3, optimizer=_optimizer(), checkpoint_every=250, log_every=10))
+      micro_batches=1, null_prompt_rate=0.1, question_weight=0.3, **_WHOLE, optimizer=_optimizer(),
+      checkpoint_every=250, log_every=10))
 
   # Views of one answer are documents of their own; `widths` is what they may take when a whole row is judged.
   # `source` names answers that people have scored (docs/data.md); '' are answers of Storyworld, of which the share
@@ -91,7 +97,7 @@ def _tiny() -> ConfigDict:
 
   c.finetune = ConfigDict(dict(
       mix=dict(synthesized=0.6, understanding=0.15, text_to_image=0.25), steps=450, rows=12, row_length=256,
-      micro_batches=1, null_prompt_rate=0.1, question_weight=0.0,
+      micro_batches=1, null_prompt_rate=0.1, question_weight=0.0, **_WHOLE,
       optimizer=_optimizer(learning_rate=0.01, adam_learning_rate=1.5e-3), checkpoint_every=250, log_every=10))
 
   # The defaults are the paper's where it says; what each alternative means stands in docs/grpo.md.
@@ -105,9 +111,9 @@ def _tiny() -> ConfigDict:
       reward_normalise='each', advantage_scale='group', filter_groups=False, refills=0,
       clip_low=0.2, clip_high=0.2, dual_clip=0.0, code_ratio='position', sequence_ratio=False, aggregation='sequence',
       kl=0.02, kl_estimator='k3', kl_place='loss', entropy=dict(text=0.0, image=0.0, rate=0.005),
-      inner_epochs=1, minibatches=1, micro_batches=1, lora_rank=0, lora_alpha=16.0, quantise='',
+      inner_epochs=1, minibatches=1, micro_batches=1, **_WHOLE,
       optimizer=_optimizer(name='adamw', learning_rate=3e-4, warmup=5, schedule='constant', b2=0.95),
-      watch=dict(every=20, prompts=64, divergence=0.0), log_prob_chunk=0, checkpoint_every=25))
+      watch=dict(every=20, prompts=64, divergence=0.0), checkpoint_every=25))
 
   c.evaluate = ConfigDict(dict(
       prompts=256, decodings=('sampled', 'greedy'), bootstrap=2000, gallery=8,

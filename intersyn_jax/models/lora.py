@@ -1,10 +1,10 @@
 """LoRA (Hu et al. 2021): which parameters train, where the factors come from, and how they become part of the kernels.
 
-With `TrunkConfig.lora_rank` R, each kernel W [in,out] of a layer has two factors A = `<name>_lora_in` [in,R] and
-B = `<name>_lora_out` [R,out], and the layer computes x W + (lora_alpha / R) x A B. B starts at 0, so a model starts out
-exactly as it is without factors. They are stacked over layers like the kernels, and so go through scan, remat and decoding with
-them. The optimizer takes them for `vector`s: Adam without weight decay, also under Muon, whose updates have all singular values
-alike, which for a factor that starts at 0 would be a large first step in every direction.
+With `TrunkConfig.lora_rank` R, each kernel W [in,out] of a layer has two factors A = `<name>_lora_in` [in,R] and B =
+`<name>_lora_out` [R,out], and the layer computes x W + (lora_alpha / R) x A B. B starts at 0, so a model starts out exactly
+as it is without factors. They are stacked over layers like the kernels, and so go through scan, remat and decoding with
+them. The optimizer takes them for `vector`s: Adam without weight decay, also under Muon, whose updates have all singular
+values alike, which for a factor that starts at 0 would be a large first step in every direction.
 
     judge = define(config with lora_rank, ...)
     params = attach(policy, judge.init(key, mesh))
@@ -19,6 +19,8 @@ That is how the judge does it. A policy trains its factors alone, apart from the
 from __future__ import annotations
 
 import functools
+import itertools
+import math
 from typing import Any
 
 import jax
@@ -86,22 +88,25 @@ def attach(params: Params, fresh: Params) -> Params:
 
 def fresh(definition: Definition, key: jax.Array, mesh: Mesh) -> Params:
   """Fresh factors of a model with LoRA, without its other parameters: A normal of 1 / sqrt(inputs), B 0."""
-  def draw(shapes: Params, key: jax.Array) -> Params:
-    leaves, tree = jax.tree_util.tree_flatten_with_path(shapes)
-    made = [jnp.zeros(s.shape, s.dtype) if path[-1].key.endswith(_OUT)
-            else s.shape[-2] ** -0.5 * jax.random.normal(jax.random.fold_in(key, i), s.shape, s.dtype)
-            for i, (path, s) in enumerate(leaves)]
-    return jax.tree.unflatten(tree, made)
-
   shapes, places = (picked(tree, is_factor) for tree in (definition.shapes, definition.shardings(mesh)))
-  return jax.jit(functools.partial(draw, shapes), out_shardings=places)(key)
+  leaves, tree = jax.tree_util.tree_flatten_with_path(shapes)
+  drawn = [math.prod(s.shape) if path[-1].key.endswith(_IN) else 0 for path, s in leaves]
+
+  def make(key: jax.Array) -> Params:
+    # All at once: they are small, and compiling a generator for each takes long.
+    pieces = jnp.split(jax.random.normal(key, (sum(drawn),)), list(itertools.accumulate(drawn))[:-1])
+    return jax.tree.unflatten(tree, [
+        (piece.reshape(s.shape) * s.shape[-2] ** -0.5).astype(s.dtype) if size else jnp.zeros(s.shape, s.dtype)
+        for piece, size, (_, s) in zip(pieces, drawn, leaves, strict=True)])
+
+  return jax.jit(make, out_shardings=places)(key)
 
 
 def merge(params: Params, config: TrunkConfig) -> Params:
   """Parameters of the model with `lora_rank` 0 that computes the same: W + (lora_alpha / R) A B for every kernel.
 
-  For export, and for decoding at the price of the plain model. Products are in float32, one layer at a time; a bfloat16 kernel
-  rounds the sum, a quantised one becomes float32. `config` is the one with the rank.
+  For export, and for decoding at the price of the plain model. Products are in float32, one layer at a time; a bfloat16
+  kernel rounds the sum, a quantised one becomes float32. `config` is the one with the rank.
   """
   out = {name: merge(value, config) if isinstance(value, dict) else value
          for name, value in params.items() if not is_factor(name)}

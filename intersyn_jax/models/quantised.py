@@ -1,9 +1,9 @@
 """Kernels that stand still, in few bits (QLoRA, Dettmers et al. 2023): the quantised arrays are qwix's, the rest is ours.
 
-A quantised kernel is a `qwix.QArray` in the place of the array: its values [L,in,out] in 8 or 4 bits, and one float32 scale for
-each layer and output (`int8`), or for each block of at most 64 inputs of those too (`int4`, `nf4`). Only the kernels of the
-trunk are quantised; embeddings, norms and heads stay as they are. A kernel is brought back to full width one layer at a time,
-right where it is used: the forward and the backward pass, and each step of decoding, do it anew.
+A quantised kernel is a `qwix.QArray` in the place of the array: its values [L,in,out] in 8 or 4 bits, and one float32 scale
+for each layer and output (`int8`), or for each block of at most 64 inputs of those too (`int4`, `nf4`). Only the kernels of
+the trunk are quantised; embeddings, norms and heads stay as they are. A kernel is brought back to full width one layer at a
+time, right where it is used: the forward and the backward pass, and each step of decoding, do it anew.
 
     low = define(definition, 'nf4')
     params = quantise(params, 'nf4', low.shardings(mesh))

@@ -4,10 +4,11 @@
     step = make_step(loss, optimizer, weights={'text': 1.0, 'image': 1.0}, micro_batches=2)
     state, last = fit(step, state, batches, steps=1000, seed=0, checkpoints=Checkpoints(folder))
 
-A state is a dict pytree with `params`, `opt_state` and `step` (int32 scalar, updates done); a stage may add entries. Where a part
-of the parameters stands still, `params` may hold the part that trains and `base` the rest (`training.tuning`): gradients and
-moments are then of the former alone, and the latter passes through each update in the same memory. A loss is a function
-(params, batch, key) of all parameters -> {name: (sum, denominator)}: sums are reduced once, over all micro-batches and devices.
+A state is a dict pytree with `params`, `opt_state` and `step` (int32 scalar, updates done); a stage may add entries. Where a
+part of the parameters stands still, `params` may hold the part that trains and `base` the rest (`training.tuning`):
+gradients and moments are then of the former alone, and the latter passes through each update in the same memory. A loss is a
+function (params, batch, key) of all parameters -> {name: (sum, denominator)}: sums are reduced once, over all micro-batches
+and devices.
 
 Resume is exact: the key of an update is `fold_in(key(seed), step)`, the position of the data iterator lies in the
 checkpoint, and metric windows and checkpoints fall on fixed steps. A run that was killed anywhere ends with the same bits.
@@ -113,11 +114,11 @@ def gradients_of(
 ) -> tuple[Any, dict[str, jax.Array]]:
   """Gradient of sum_n weights[n] * sum_n / denominator_n over the whole batch, and all ratios by name.
 
-  With micro-batches the denominators of the whole batch are counted first (they must not depend on what is learnt;
-  the compiler drops the rest of that pass), so the accumulated gradient is that of one large batch up to rounding.
-  Every leaf of the batch has the batch axis first; its size must be a multiple of `micro_batches`. Micro-batch i draws from
-  `fold_in(key, i)`. Gradients are added up in float32, or, if `lean`, in the type of the parameters: bfloat16 rounds each of M
-  sums by up to a 512th of itself, which gradient noise hides, and loses a part only where it is less than that of the sum.
+  With micro-batches the denominators of the whole batch are counted first (they must not depend on what is learnt; the
+  compiler drops the rest of that pass), so the accumulated gradient is that of one large batch up to rounding. Every leaf of
+  the batch has the batch axis first; its size must be a multiple of `micro_batches`. Micro-batch i draws from
+  `fold_in(key, i)`. Gradients are added up in float32, or, if `lean`, in the type of the parameters: bfloat16 rounds each
+  of M sums by up to a 512th of itself, which gradient noise hides, and loses a part only where it is less than that.
   """
 
   def objective(params: Any, part: Any, key: jax.Array, counts: dict[str, jax.Array]) -> tuple[jax.Array, Any]:

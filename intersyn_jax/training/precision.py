@@ -1,12 +1,13 @@
 """Training in bfloat16 alone (`optimizer.precision` `lean`), for a model whose float32 copies would not fit.
 
-bfloat16 tells 128 steps apart between two powers of 2, so that an update of less than a 512th of a parameter, which is nearly
-every one of them, is lost when it is rounded to the nearest. Rounded up or down at random, in proportion to how near each is,
-it is kept on average (Gupta et al. 2015; Zamirai et al. 2020): parameters and both moments are held in bfloat16, computed with
-in float32, and rounded so. Gradients come in bfloat16 from bfloat16 parameters, and are added up in it.
+bfloat16 tells 128 steps apart between two powers of 2, so that an update of less than a 512th of a parameter, which is
+nearly every one of them, is lost when it is rounded to the nearest. Rounded up or down at random, in proportion to how near
+each is, it is kept on average (Gupta et al. 2015; Zamirai et al. 2020): parameters and both moments are held in bfloat16,
+computed with in float32, and rounded so. Gradients come in bfloat16 from bfloat16 parameters, and are added up in it.
 
-What is drawn depends on the key of the update, the path of what is rounded, and the place in it. The numbers come from a mixing
-function that XLA can put into the same loop as the update itself, so that neither they nor float32 copies are ever in memory.
+What is drawn depends on the key of the update, the path of what is rounded, and the place in it. The numbers come from a
+mixing function that XLA puts into the same loop as the update itself, so that an accelerator holds neither them nor float32
+copies in memory (docs/training.md).
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def _draws(seed: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def _mix(x: jax.Array) -> jax.Array:
-  """Changes about half of the bits of a uint32 wherever one bit of it changes (`lowbias32` of C. Wellons' hash prospector)."""
+  """Changes about half of the bits of a uint32 where one bit of it changes (`lowbias32` of C. Wellons' hash prospector)."""
   x = (x ^ (x >> 16)) * jnp.uint32(0x7feb352d)
   x = (x ^ (x >> 15)) * jnp.uint32(0x846ca68b)
   return x ^ (x >> 16)

@@ -6,10 +6,10 @@
     state, last = fit(step, state, batches, checkpoints=tuned.checkpoints(folder, identity), ...)
     tuned.keep(state, folder, identity)
 
-What later stages read is always the plain model in the type it is held in, in `folder`/checkpoints. Where that is not what trains
-(LoRA, frozen parts, float32 training of a bfloat16 model), training leaves off and goes on in `folder`/resume, which holds what
-trains, its moments and the step; the base, which does not change, is read again from where training began, and refused if it is
-another one.
+What later stages read is always the plain model in the type it is held in, in `folder`/checkpoints. Where that is not what
+trains (LoRA, frozen parts, float32 training of a bfloat16 model), training leaves off and goes on in `folder`/resume, which
+holds what trains, its moments and the step; the base, which does not change, is read again from where training began, and
+refused if it is another one.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class TuningConfig:
 
   def __post_init__(self):
     if self.quantise and not self.lora_rank:
-      raise UserError(f'quantise is {self.quantise!r} and lora_rank 0; quantised kernels cannot train: take a rank, or leave '
-                      'quantise empty')
+      raise UserError(f'quantise is {self.quantise!r} and lora_rank 0; quantised kernels cannot train: take a rank, or '
+                      'leave quantise empty')
 
   @classmethod
   def of(cls, section: Mapping[str, Any]) -> TuningConfig:
@@ -108,8 +108,8 @@ class Tuned:
   def reference(self, state: loop.State) -> Params:
     """What trains, as a fresh `state` has it, for a policy that is frozen where training began.
 
-    `loop.whole(state | {'params': it})` is that policy with any later state, whose base it shares. With LoRA it is factors of 0:
-    there is no second copy of the weights.
+    `loop.whole(state | {'params': it})` is that policy with any later state, whose base it shares. With LoRA it is factors
+    of 0: there is no second copy of the weights.
     """
     if self.config.lora_rank:
       return jax.tree.map(jnp.zeros_like, state['params'])
@@ -159,8 +159,8 @@ class _Moving(Checkpoints):
     base = {'base': like['base']} if 'base' in like else {}
     state, meta = super().restore({name: value for name, value in like.items() if name != 'base'})
     if meta['base'] != self._base:
-      raise UserError(f'{self.folder} was trained on top of weights {meta["base"]}, and training would go on with {self._base}: '
-                      f'bring back the policy that it began with, or remove {self.folder}')
+      raise UserError(f'{self.folder} was trained on top of weights {meta["base"]}, and training would go on with '
+                      f'{self._base}: bring back the policy that it began with, or remove {self.folder}')
     return state | base, meta
 
 
@@ -173,7 +173,7 @@ def fingerprint(params: Params) -> str:
 
 @jax.jit
 def _checksums(params: Params) -> Params:
-  """Sum modulo 2^32 of the bits, each number times a weight of its place: the same in any order. No odd weight hides a change."""
+  """Sum modulo 2^32 of the bits, each number times an odd weight of its place: the same in any order; one change always shows."""
   def one(x: jax.Array) -> jax.Array:
     bits = jax.lax.bitcast_convert_type(x, f'uint{8 * x.dtype.itemsize}').astype(jnp.uint32)
     weight = jnp.ones(x.shape, jnp.uint32)

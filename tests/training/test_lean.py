@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
+from intersyn_jax import sharding
 from intersyn_jax.errors import UserError
 from intersyn_jax.training import precision
 from intersyn_jax.training.checkpoints import Checkpoints
@@ -62,7 +64,7 @@ def trained(kind, steps=250, **options):
   params, loss, batch = problem()
   optimizer = make_optimizer(OptimizerConfig(learning_rate=2e-3, precision=kind, clip=0.0, b2=0.999), steps)
   state = init_state(lowered(params) if kind == 'lean' else params, optimizer)
-  state, last = fit(make_step(loss, optimizer), state, Indexed(lambda i: batch), steps=steps, seed=3, metrics_every=10, **options)
+  state, last = fit(make_step(loss, optimizer), state, Indexed(lambda i: batch), steps=steps, seed=3, **options)
   return state, last['loss']
 
 
@@ -109,6 +111,10 @@ def test_draws_follow_from_key_and_path_and_place():
   up = lambda key: {path: np.asarray(a > 1) for path, a in flat(precision.narrowed(values, like, jax.random.key(key))).items()}
   once, again, other = up(0), up(0), up(1)
   assert all(np.array_equal(once[path], again[path]) for path in once)
+  mesh = sharding.make_mesh({'fsdp': 4, 'tensor': 2})
+  spread = lambda a: jax.device_put(a, NamedSharding(mesh, PartitionSpec(*(None, 'fsdp', 'tensor')[-a.ndim:])))
+  rounded = jax.jit(precision.narrowed)(jax.tree.map(spread, values), jax.tree.map(spread, like), jax.random.key(0))
+  assert all(np.array_equal(once[path], a > 1) for path, a in flat(rounded).items()), 'however it is spread over devices'
   draws = [once['b'], once['c'], other['b'], *once['layers/a'], once['b'].T, np.roll(once['b'], 1, 0), np.roll(once['b'], 1, 1)]
   share = 0.001 * 128
   for i, one in enumerate(draws):

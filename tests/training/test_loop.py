@@ -14,7 +14,7 @@ import pytest
 
 from intersyn_jax.errors import UserError
 from intersyn_jax.training.checkpoints import Checkpoints, latest_step
-from intersyn_jax.training.loop import Indexed, fit, gradients_of, init_state, make_step, put
+from intersyn_jax.training.loop import Indexed, fit, gradients_of, init_state, make_step, put, whole
 from intersyn_jax.training.optimizer import OptimizerConfig, make_optimizer
 
 
@@ -108,6 +108,22 @@ def test_micro_batch_mistakes_are_told():
     gradients_of(loss, make_params(), batch_of(0), jax.random.key(0), WEIGHTS, 5)
   with pytest.raises(UserError, match="name \\['vision'\\], the loss returns"):
     gradients_of(loss, make_params(), batch_of(0), jax.random.key(0), {'vision': 1.0})
+
+
+def test_a_part_that_trains_over_a_base_moves_as_among_all_parameters():
+  optimizer = make_optimizer(OptimizerConfig(learning_rate=0.02, frozen=('^head$',)), 10)
+  step = jax.jit(make_step(loss, optimizer, weights=WEIGHTS, micro_batches=3))
+  params = make_params()
+  one = init_state(params, optimizer)
+  other = init_state({'up_kernel': params['up_kernel']}, optimizer, base={'head': params['head']})
+  assert whole(one) == one['params'] and whole(other).keys() == params.keys()
+  assert jax.tree.structure(one['opt_state']) == jax.tree.structure(other['opt_state'])
+  for number in range(3):
+    (one, metrics), (other, values) = (step(state, batch_of(number), jax.random.key(number)) for state in (one, other))
+    assert metrics.keys() == values.keys() and np.isclose(metrics['gradient_norm'], values['gradient_norm'])
+  assert other['params'].keys() == {'up_kernel'} and np.array_equal(other['base']['head'], params['head'])
+  assert not np.array_equal(other['params']['up_kernel'], params['up_kernel'])
+  np.testing.assert_allclose(other['params']['up_kernel'], one['params']['up_kernel'], rtol=1e-6)
 
 
 def test_empty_denominator_is_nought_not_nan():

@@ -109,23 +109,21 @@ def test_a_run_that_was_cut_off_goes_on_with_the_same_bits_over_the_same_base(tm
   assert checkpoints.latest_step(tmp_path / 'checkpoints') is None, 'no policy before the end'
   assert checkpoints.param_shapes(tmp_path / 'resume').keys() == flat(whole['params']).keys(), 'adapters alone'
 
-  again = tuned_of()
-  state = again.begin(drawn(), 0)
-  state, meta = again.checkpoints(state, tmp_path, 'mine').restore(state)
+  state = tuned.begin(drawn(), 0)
+  state, meta = tuned.checkpoints(state, tmp_path, 'mine').restore(state)
   state = go(state, STEPS)
   assert meta['data'] == {'next': 2} and same(state, whole)
-  again.keep(state, tmp_path, 'mine')
-  like = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), again.plain.shapes,
-                      again.plain.shardings(small.one_device()))
+  tuned.keep(state, tmp_path, 'mine')
+  like = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), tuned.plain.shapes,
+                      tuned.plain.shardings(small.one_device()))
   assert same(checkpoints.load_params(tmp_path / 'checkpoints', like), tuned.kept(whole))
   listing = (tmp_path / 'checkpoints' / f'{STEPS}.files.json').stat().st_mtime_ns
-  again.keep(state, tmp_path, 'mine')
+  tuned.keep(state, tmp_path, 'mine')
   assert (tmp_path / 'checkpoints' / f'{STEPS}.files.json').stat().st_mtime_ns == listing, 'written once'
 
-  other = tuned_of()
-  state = other.begin(drawn(seed=1), 0)
+  state = tuned.begin(drawn(seed=1), 0)
   with pytest.raises(UserError, match='resume was trained on top of weights .* bring back the policy'):
-    other.checkpoints(state, tmp_path, 'mine').restore(state)
+    tuned.checkpoints(state, tmp_path, 'mine').restore(state)
 
 
 def test_frozen_parts_stand_still_and_a_bfloat16_model_trains_in_float32(tmp_path):
