@@ -47,6 +47,7 @@ def test_rows_are_written_whole(tmp_path, capsys):
   assert command.main(['decode', '--cases=nothing']) == 2 and 'no case has such a name' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_cases_measure_what_they_say():
   text = list(decode._text('text', TINY, 8, 1))
   assert all(r['ours'] > 0 and r['floor_fraction'] > 0 and r['unit'] == 'ms' for r in text) and len(text) == 2

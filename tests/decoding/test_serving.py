@@ -40,7 +40,8 @@ def served(server, prompts, **options):
   return {number: jax.tree.map(lambda *parts: np.concatenate(parts), *pieces) for number, pieces in columns.items()}, finish
 
 
-@pytest.mark.parametrize('depth, guidance, rows', [(1, 1.0, 3), (4, 2.5, 5), (1, 2.5, 64)])
+@pytest.mark.parametrize('depth, guidance, rows', [
+    (1, 1.0, 3), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((4, 2.5, 5), (1, 2.5, 64)))])
 def test_the_same_as_all_at_once(depth, guidance, rows):
   layout_, definition, params, prompts = setting(depth)
   decoder = Decoder(definition, layout_, small_model.one_device(), dataclasses.replace(CONFIG, guidance=guidance))

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from intersyn_jax.grpo import clip as reward
 from intersyn_jax.interleave import layout
@@ -34,6 +35,7 @@ def test_text_and_codes_of_steps():
   assert whole.tolist() == [[True, True, False], [False] * 3]
 
 
+@pytest.mark.slow
 def test_what_belongs_together_is_worth_more():
   texts = ['one', 'a red circle at the top']
   said = [Conversation(str(i), '', (Turn((Text('draw'),), (Text(text), small_model.image(PLACE, i))),))

@@ -186,6 +186,7 @@ def test_unseen_flaws_are_no_training_flaws():
       assert not set(labelled.UNSEEN) & {*generator.kinds, *generator.codes}
 
 
+@pytest.mark.slow
 def test_a_judge_learns_that_damage_costs(corpus, sides):
   """A few dozen updates are enough to see that damaged pictures have less IQ; the other dimensions need longer."""
   train, _ = sides

@@ -57,7 +57,7 @@ def same(one, other):
   return one.keys() == other.keys() and all(np.array_equal(a, other[path]) for path, a in one.items())
 
 
-@pytest.mark.parametrize('quantise', ['', 'int8'])
+@pytest.mark.parametrize('quantise', [pytest.param('', marks=pytest.mark.slow), 'int8'])
 def test_adapters_train_over_a_base_that_is_never_copied(quantise):
   if quantise:
     pytest.importorskip('qwix')
