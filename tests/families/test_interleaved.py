@@ -88,8 +88,8 @@ def decoder_of(parts: SimpleNamespace, document: layout.TokenBatch, **config) ->
                  DecodeConfig(max_positions=len(document.text), max_images=2, bucket=8, **config))
 
 
-QUICK = (('vila_u', 1), ('chameleon', 8))
-"""One code a position with a lined block, four codes, many devices; the others are for `make test-slow`."""
+QUICK = (('vila_u', '1'), ('chameleon', '8'))
+"""Four codes a position; many devices. The others are for `make test-slow`."""
 CASES = [pytest.param(family, devices, marks=() if (family, devices) in QUICK else pytest.mark.slow)
          for family in FAMILIES for devices in MESHES]
 
