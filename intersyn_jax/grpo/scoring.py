@@ -8,7 +8,7 @@ Letters: R rollouts, T positions of a whole row, M of a completion, D codes per 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +20,15 @@ from intersyn_jax.interleave.layout import TokenBatch
 from intersyn_jax.models import unified
 from intersyn_jax.models.definition import Params
 
-LogProbs = Callable[[Params, TokenBatch], tuple[jax.Array, jax.Array, jax.Array]]
-"""(params, rows [R,T]) -> text log-probs [R,T], code log-probs [R,T,D], entropy [R,T]; of the prompt they are not read."""
+
+class LogProbs(Protocol):
+  """Text log-probs [R,T], code log-probs [R,T,D] and entropy [R,T] of rows [R,T]; of the prompt they are 0.
+
+  `share` neighbours have the same prompt, and it is read once for them where it can be.
+  """
+
+  def __call__(self, params: Params, tokens: TokenBatch, share: int = 1) -> tuple[jax.Array, jax.Array, jax.Array]: ...
+
 
 KINDS = ('plain', 'drawn')
 
@@ -40,20 +47,20 @@ def scorer(decoder: Decoder, kind: str, prompt: int, chunk: int = 0) -> LogProbs
   if kind not in KINDS:
     raise UserError(f'grpo.scored is {kind!r}; use one of {", ".join(KINDS)}')
   definition, config = decoder.definition, decoder.config
-  if kind == 'plain':
-    def plain(params: Params, tokens: TokenBatch) -> tuple[jax.Array, jax.Array, jax.Array]:
-      model = definition.bind(params)
-      return unified.position_log_probs(model, model(tokens), tokens, chunk=chunk)
-    return plain
-  if config.text_temperature == 0 or config.image_temperature == 0 or config.text_repetition != 1.0:
+  if kind == 'drawn' and (config.text_temperature == 0 or config.image_temperature == 0 or config.text_repetition != 1.0):
     raise UserError('grpo.scored is drawn: temperatures must be above 0 and text_repetition 1; what is chosen without chance has '
                     'no gradient, and a penalty on repetition is not scored')
 
-  def drawn(params: Params, tokens: TokenBatch) -> tuple[jax.Array, jax.Array, jax.Array]:
+  def score(params: Params, tokens: TokenBatch, share: int = 1) -> tuple[jax.Array, jax.Array, jax.Array]:
     model = definition.bind(params)
-    found = guidance.log_probs(model, tokens, prompt, decoder.layout, config, chunk=chunk)
+    if kind == 'plain':
+      answers = jax.tree.map(lambda a: a[:, prompt:], tokens)
+      found = unified.log_probs_after(model, model.backbone.answers(tokens, prompt, share), answers, chunk=chunk)
+    else:
+      found = guidance.log_probs(model, tokens, prompt, decoder.layout, config, chunk=chunk)
     return jax.tree.map(lambda a: jnp.pad(a, [(0, 0), (prompt, 0)] + [(0, 0)] * (a.ndim - 2)), found)
-  return drawn
+
+  return score
 
 
 def written(completions: Completions, kind: str) -> tuple[jax.Array, jax.Array]:

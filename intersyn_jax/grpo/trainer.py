@@ -12,6 +12,8 @@ Letters: P prompts, G answers of each, R = P G, T positions of a whole row, M of
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from intersyn_jax import sharding
 from intersyn_jax.decoding.decoder import Completions, Decoder, join
 from intersyn_jax.errors import UserError
 from intersyn_jax.evaluation.answers import host
@@ -123,8 +126,8 @@ class Trainer:
     self._jitted = {name: reward for name, reward in (own or {}).items() if not isinstance(reward, HostReward)}
     self._hosted = {name: reward for name, reward in (own or {}).items() if isinstance(reward, HostReward)}
     self._log_probs = scoring.scorer(decoder, config.scored, config.max_prompt, config.log_prob_chunk)
-    objective, weights = make_loss(self._log_probs, loss)
-    self._update = jax.jit(loop.make_step(objective, optimizer, weights=weights, micro_batches=config.micro_batches),
+    _, weights = make_loss(self._log_probs, loss)
+    self._update = jax.jit(loop.make_step(self._objective, optimizer, weights=weights, micro_batches=config.micro_batches),
                            donate_argnums=0)
     self._finish = jax.jit(self._finished)
     self._reference = jax.jit(self._reference_units)
@@ -143,11 +146,12 @@ class Trainer:
     if config.filter_groups:
       batch = self._choose([sample.batch for sample in samples], *self._rows(useful, len(samples[0].spread)))
     batch['entropy_weight'] = np.tile(np.asarray(self.memory['entropy'], np.float32), (len(batch['old']), 1))
+    batch = self._in_sets(batch)
     began = clock()
     key = jax.random.fold_in(jax.random.key(self.seed), number)
     for epoch in range(config.inner_epochs):
       for part in range(config.minibatches):
-        # Whole groups stay together only by chance of the cut; advantages are known already, so any cut is right.
+        # Advantages are known already, so any cut is right.
         piece = jax.tree.map(lambda a, part=part: a[part::config.minibatches], batch)
         state, values = self._update(state, piece, key)
         if epoch == 0 and part == 0:
@@ -179,7 +183,7 @@ class Trainer:
     tokens = join(prompts, completions)
     reference = None
     if self.reference is not None:  # what stands still is shared with the policy
-      reference = self._reference(loop.whole(state | {'params': self.reference}), tokens)
+      reference = self._reference(loop.whole(state | {'params': self.reference}), self._in_sets(tokens))
     sample = Sample(*self._finish(self.judge, tokens, completions, np.repeat(np.asarray(asked), group), hosted, reference))
     jax.block_until_ready(sample.batch)
     seconds['rollout'] += rolled - began
@@ -260,9 +264,31 @@ class Trainer:
       seconds[name] = seconds.get(name, 0.0) + value
     return found
 
+  def _in_sets(self, rows: Any) -> Any:
+    """Rows [R,...] as sets of neighbours [U,S,...] that stay together in every update and on one device, so that their prompt is
+    read once: whole groups or, where parts are smaller, as much of a group as fits."""
+    parts = self.config.minibatches * self.config.micro_batches * sharding.row_multiple(self.decoder.mesh)
+    size = math.gcd(self.advantage.group_size, max(1, len(jax.tree.leaves(rows)[0]) // parts))
+    return jax.tree.map(lambda a: a.reshape(-1, size, *a.shape[1:]), rows)
+
+  def _objective(self, params: Params, batch: dict[str, Any], key: jax.Array) -> Mapping:
+    """The loss of sets [U,S,...]."""
+    score = functools.partial(self._log_probs, share=batch['old'].shape[1])
+    return make_loss(score, self.loss)[0](params, jax.tree.map(_joined, batch), key)
+
   def _reference_units(self, params: Params, tokens: TokenBatch) -> jax.Array:
-    text, codes, _ = self._log_probs(params, tokens)
-    return units(text, codes, self.loss.code_ratio)
+    """Units [R,T,U] of sets [U,S,T], as many at a time as an update has."""
+    count, share = self.config.micro_batches, tokens.text.shape[1]
+
+    def score(part: TokenBatch) -> jax.Array:
+      text, codes, _ = self._log_probs(params, jax.tree.map(_joined, part), share)
+      return units(text, codes, self.loss.code_ratio)
+
+    if count == 1:
+      return score(tokens)
+    # As `loop.gradients_of` cuts them.
+    found = jax.lax.map(score, jax.tree.map(lambda a: jnp.moveaxis(a.reshape(-1, count, *a.shape[1:]), 1, 0), tokens))
+    return jnp.moveaxis(found.reshape(count, -1, share, *found.shape[2:]), 0, 1).reshape(-1, *found.shape[2:])
 
   def _metrics(self, rewards: Rewards, parse: grammar.Parse, completions: Completions, tokens: TokenBatch, spread: jax.Array,
                advantage: jax.Array) -> dict[str, jax.Array]:
@@ -281,6 +307,11 @@ class Trainer:
         'length': jnp.mean(length), 'unfinished': jnp.mean(completions.finish != 0), 'steps': jnp.mean(parse.steps),
         'images': jnp.mean(jnp.sum(opened, axis=1)),
     } | {f'reward.own.{name}': of_steps(value) for name, value in rewards.own.items()}
+
+
+def _joined(sets: jax.Array) -> jax.Array:
+  """[U,S,...] as [U S,...]."""
+  return sets.reshape(-1, *sets.shape[2:])
 
 
 def _means(found: Sequence[Mapping[str, Any]]) -> dict[str, float]:

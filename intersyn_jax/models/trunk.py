@@ -237,13 +237,31 @@ class Trunk(nnx.Module):
     self.layers = stacked(lambda rngs: Layer(config, rngs), config.layers, rngs)
     self.norm = RMSNorm(config, rngs)
 
-  def __call__(self, x: jax.Array, position: jax.Array, visible: jax.Array) -> jax.Array:
-    """x [B,T,d], position int[B,T], visible bool[B,T,T] -> hidden [B,T,d]."""
+  def __call__(self, x: jax.Array, position: jax.Array, visible: jax.Array, before: LayerCache | None = None) -> jax.Array:
+    """x [B,T,d], position int[B,T], visible bool[B,T,T] -> hidden [B,T,d].
+
+    Rows may go on from what `read` gave of P rows: those of each are B/P neighbours, and visible is bool[B,T,S+T].
+    """
+    return self.norm(self._scan(x, position, visible, before)[0])
+
+  def read(self, x: jax.Array, position: jax.Array, visible: jax.Array) -> tuple[jax.Array, LayerCache]:
+    """Hidden [P,S,d], and keys and values [L,P,K,S,H] for others to go on from."""
+    x, caches = self._scan(x, position, visible, keep=True)
+    return self.norm(x), caches
+
+  def _scan(self, x: jax.Array, position: jax.Array, visible: jax.Array, before: LayerCache | None = None,
+            keep: bool = False) -> tuple[jax.Array, LayerCache | None]:
     graph, params = nnx.split(self.layers)
-    body = lambda x, layer: (nnx.merge(graph, layer)(x, position, visible)[0], None)
+
+    def body(x: jax.Array, inputs: tuple[Params, LayerCache | None]) -> tuple[jax.Array, LayerCache | None]:
+      layer, old = inputs
+      room, index = (None, 0) if old is None else (_with_room(old, *x.shape[:2]), old.keys.shape[2])
+      x, cache = nnx.merge(graph, layer)(x, position, visible, room, index)
+      return x, cache if keep else None
+
     if self.config.remat != 'none':
       body = jax.checkpoint(body, policy=_REMAT[self.config.remat])
-    return self.norm(jax.lax.scan(body, x, params)[0])
+    return jax.lax.scan(body, x, (params, before))
 
   def prefill(self, x: jax.Array, position: jax.Array, visible: jax.Array) -> tuple[jax.Array, list[LayerCache]]:
     """The same, also returning the keys and values [B,K,T,H] of every layer."""
@@ -266,6 +284,12 @@ class Trunk(nnx.Module):
     """Layers that have these parameters."""
     graph = nnx.split(self.layers)[0]
     return [nnx.merge(graph, one) for one in params]
+
+
+def _with_room(cache: LayerCache, rows: int, free: int) -> LayerCache:
+  """A cache of P rows as one of `rows`, each of them repeated, with `free` more places."""
+  fit = lambda a: jnp.pad(jnp.repeat(a, rows // len(a), axis=0), ((0, 0), (0, 0), (0, free), (0, 0)))
+  return LayerCache(fit(cache.keys), fit(cache.values))
 
 
 def same_document(document: jax.Array) -> jax.Array:

@@ -132,6 +132,21 @@ class Backbone(nnx.Module):
     x = self.mix(x, self.empty_recent(x.shape[0]), batch.position)
     return self.trunk(x, batch.position, same_document(batch.document))
 
+  def answers(self, batch: TokenBatch, prompt: int, share: int = 1) -> jax.Array:
+    """Hidden states [R,M,d] right before each position of answers: `share` neighbours have one prompt, which is read once.
+
+    Args:
+      batch: rows [R,T+M], each an answer of M positions behind its prompt, which is padded on the left.
+      prompt: T.
+    """
+    x = self.embed(batch.text, batch.codes, batch.modality, places_of(batch.modality))
+    x = self.mix(x, self.empty_recent(x.shape[0]), batch.position)
+    visible = same_document(batch.document)
+    first = lambda a: a.reshape(-1, share, *a.shape[1:])[:, 0, :prompt]
+    hidden, before = self.trunk.read(first(x), first(batch.position), first(visible)[..., :prompt])
+    rest = self.trunk(x[:, prompt:], batch.position[:, prompt:], visible[:, prompt:], before)
+    return jnp.concatenate([jnp.repeat(hidden[:, -1:], share, axis=0), rest[:, :-1]], axis=1)
+
   def prefill(self, batch: TokenBatch, features: jax.Array | None = None) -> tuple[jax.Array, Cache]:
     """Hidden states [B,T,d] and the cache of T places; prompts end at the last position (padded on the left)."""
     plain = self.embed(batch.text, batch.codes, batch.modality, places_of(batch.modality), features)
@@ -221,13 +236,28 @@ def position_log_probs(model: UnifiedModel, hidden: jax.Array, batch: TokenBatch
                        temperature: tuple[float, float] = (1.0, 1.0)) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Log-probability of every position given those before it, and the entropy there.
 
-  Position t is scored from hidden state t-1 with the text head or the image head; the first position of a row gets 0.
-  Logits of a chunk of positions are built, used and dropped, so [B,T,V] never exists when `chunk` > 0.
+  Position t is scored from hidden state t-1; the first position of a row gets 0. See `log_probs_after`.
+
+  Args:
+    hidden: [B,T,d] of `batch`.
+  """
+  before = jnp.concatenate([jnp.zeros_like(hidden[:, :1]), hidden[:, :-1]], axis=1)
+  found = log_probs_after(model, before, batch, chunk=chunk, temperature=temperature)
+  later = jnp.arange(hidden.shape[1]) > 0
+  return jax.tree.map(lambda a: jnp.where(later.reshape(-1, *[1] * (a.ndim - 2)), a, 0.0), found)
+
+
+def log_probs_after(model: UnifiedModel, before: jax.Array, batch: TokenBatch, *, chunk: int = 0,
+                    temperature: tuple[float, float] = (1.0, 1.0)) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Log-probability of every position given the hidden state right before it, and the entropy there.
+
+  Text is scored with the text head, codes with the image head; a head that no position of a chunk needs is skipped. Logits of a
+  chunk of positions are built, used and dropped, so [B,T,V] never exists when `chunk` > 0.
 
   Args:
     model: its heads are used.
-    hidden: [B,T,d] of `batch`.
-    batch: the tokens scored.
+    before: [B,T,d].
+    batch: the tokens scored, [B,T].
     chunk: positions at a time over B*T; 0 takes all at once.
     temperature: of text and of image logits.
 
@@ -235,24 +265,23 @@ def position_log_probs(model: UnifiedModel, hidden: jax.Array, batch: TokenBatch
     text log-probs [B,T] (0 where a position holds codes or features), code log-probs [B,T,D] (0 where it holds none), entropy
     [B,T] in nats (of an image position: the sum over its codes; 0 at features, which nobody predicts).
   """
-  b, t, d = hidden.shape
-  before = jnp.concatenate([jnp.zeros((b, 1, d), hidden.dtype), hidden[:, :-1]], axis=1).reshape(b * t, d)
-  flat = jax.tree.map(lambda a: a.reshape(b * t, *a.shape[2:]), (batch.text, batch.codes, batch.modality))
+  flat = lambda a: a.reshape(-1, *a.shape[2:])
+
+  def under(logits: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Log-prob and entropy [...] of ids under logits [...,V]."""
+    p = jax.nn.log_softmax(logits)
+    return jnp.take_along_axis(p, ids[..., None], axis=-1)[..., 0], -jnp.sum(jnp.exp(p) * p, axis=-1)
 
   def score(piece):
     h, text, codes, modality = piece
-    words = jax.nn.log_softmax(model.text_logits(h) / temperature[0])
-    picture = jax.nn.log_softmax(model.code_logits(h, codes) / temperature[1])
-    is_code = modality == CODES
-    text_log_prob = jnp.take_along_axis(words, text[:, None], axis=-1)[:, 0]
-    code_log_prob = jnp.take_along_axis(picture, codes[..., None], axis=-1)[..., 0]
-    entropy = lambda p: -jnp.sum(jnp.exp(p) * p, axis=-1)
-    spread = jnp.where(is_code, jnp.sum(entropy(picture), axis=-1), entropy(words))
-    given = modality == FEATURES
-    return (jnp.where(is_code | given, 0.0, text_log_prob), jnp.where(is_code[:, None], code_log_prob, 0.0),
-            jnp.where(given, 0.0, spread))
+    is_code, is_text = modality == CODES, (modality != CODES) & (modality != FEATURES)
+    nothing = lambda like: (jnp.zeros(like.shape), jnp.zeros(like.shape))
+    text_log_prob, text_entropy = jax.lax.cond(
+        jnp.any(is_text), lambda: under(model.text_logits(h) / temperature[0], text), lambda: nothing(text))
+    code_log_prob, code_entropy = jax.lax.cond(
+        jnp.any(is_code), lambda: under(model.code_logits(h, codes) / temperature[1], codes), lambda: nothing(codes))
+    return (jnp.where(is_text, text_log_prob, 0.0), jnp.where(is_code[:, None], code_log_prob, 0.0),
+            jnp.where(is_code, jnp.sum(code_entropy, axis=-1), jnp.where(is_text, text_entropy, 0.0)))
 
-  out = by_chunks(score, (before, *flat), chunk)
-  text, codes, entropy = jax.tree.map(lambda a: a.reshape(b, t, *a.shape[1:]), out)
-  first = (jnp.arange(t) == 0)[None, :]
-  return jnp.where(first, 0.0, text), jnp.where(first[..., None], 0.0, codes), jnp.where(first, 0.0, entropy)
+  out = by_chunks(score, jax.tree.map(flat, (before, batch.text, batch.codes, batch.modality)), chunk)
+  return jax.tree.map(lambda a: a.reshape(*batch.text.shape, *a.shape[1:]), out)

@@ -102,7 +102,7 @@ def test_groups_without_spread_are_left_out_and_refilled():
   made._update = update
   # Of each batch of two groups the second one is useful, so two batches fill an update.
   assert made.memory['drawn'] == 2 and metrics['rollouts'] == 16 and metrics['zero_spread'] == 0.5
-  rows = given[0]['tokens']
+  rows = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), given[0]['tokens'])
   assert rows.text.shape[0] == 8 and (np.asarray(rows.loss).sum(1) > 0).all()
   second = draw(0)[0].text[1]
   assert (np.asarray(rows.text)[:, :LENGTH] == second).all()
@@ -158,6 +158,19 @@ def test_an_iteration_on_eight_devices_is_that_on_one():
       state, metrics = made.iteration(state, functools.partial(draw, depth=4))
     losses.append([metrics[name] for name in ('loss', 'reward', 'entropy.image', 'gradient_norm')])
   np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4, atol=1e-5)
+
+
+def test_the_prompts_of_a_group_are_read_once_however_an_update_is_split():
+  """Groups of four are read whole, by halves, or answer by answer where micro-batches are as small; the numbers stay the same."""
+  found = []
+  for count, share in ((2, 4), (4, 2), (8, 1)):
+    made, state = trainer(4, group=4, micro_batches=count, minibatches=1)
+    made.reference = jax.tree.map(lambda a: a * 1.1, made.reference)
+    assert made._in_sets(np.zeros((8, LENGTH))).shape == (8 // share, share, LENGTH)
+    _, metrics = made.iteration(state, functools.partial(draw, depth=4))
+    found.append([metrics[name] for name in ('loss', 'kl.text', 'kl.image', 'entropy.image', 'gradient_norm')])
+  assert min(found[0][1:]) > 1e-3
+  np.testing.assert_allclose(found, [found[2]] * 3, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize('fields, words', [
