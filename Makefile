@@ -17,10 +17,11 @@ export PYTHON VENV GLIBC_TUNABLES
 run:
 	@launch/local.sh run --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)
 
-# Two workers: compilation is mostly one thread, and a file stays in one worker so that its fixtures are made once.
+# Two workers: compilation is mostly one thread, and a file stays in one worker so that its fixtures are made once. The order is
+# that of tests/conftest.py.
 test:
 	@launch/local.sh install test
-	@$(VENV)/bin/python -m pytest -q -n 2 --dist=loadfile -m 'not slow' --ignore=tests/peers --ignore=tests/aot --ignore=tests/chaos $(TESTS)
+	@$(VENV)/bin/python -m pytest -q -n 2 --dist=loadfile --no-loadscope-reorder -m 'not slow' --ignore=tests/peers --ignore=tests/aot --ignore=tests/chaos $(TESTS)
 
 # Comparisons with other libraries; pytest fails where it finds no test, so that an empty folder is told before.
 test-peers:

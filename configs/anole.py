@@ -11,5 +11,10 @@ from ml_collections import ConfigDict
 
 
 def get_config(size: str = '7b') -> ConfigDict:
-  """`size`: `7b`, or `tiny` for random weights."""
-  return public.config('chameleon', size, pixels=512, images=1)
+  """`size`: `7b`, or `tiny` for random weights; `7b@v5e` for a pod (docs/compile.md), whose rows have 4,096 positions."""
+  c = public.config('chameleon', size, pixels=512, images=1)
+  if '@' in size:
+    c.warmup.row_length = c.finetune.row_length = 4096
+    c.grpo.update(dict(max_prompt=1024, max_positions=3072))
+    c.decode.update(dict(max_positions=3072, max_images=2))
+  return c

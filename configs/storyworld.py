@@ -39,6 +39,7 @@ def _tiny() -> ConfigDict:
   c.name = 'storyworld'
   c.seed = 0  # of everything that is trained or drawn; the data set and its tokenizers have `data.seed`
   c.mesh = dict(replica=1, fsdp=-1, tensor=1)
+  c.profile_steps = ''  # FIRST:LAST of every training loop, e.g. 10:12, for a trace in WORKDIR/<stage>/profile
 
   # Pictures: a 4x4 grid of cells. Counts are conversations; `interleaved` is the N of DESIGN 4.
   c.data = ConfigDict(dict(

@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 
 
 def get_config(size: str = '7b-256') -> ConfigDict:
-  """`size`: `7b-256`, `7b-384`, or `tiny` for random weights."""
-  c = public.config('vila_u', size, pixels=384 if size == '7b-384' else 256, images=3, fit='top_bicubic')
+  """`size`: `7b-256`, `7b-384`, or `tiny` for random weights; `7b-256@v5e` for a pod (docs/compile.md)."""
+  c = public.config('vila_u', size, pixels=384 if size.startswith('7b-384') else 256, images=3, fit='top_bicubic')
   # Its authors train language model, projector and depth transformer; the codebook stays as it is.
   for section in (c.warmup, c.finetune, c.grpo):
     section.optimizer.frozen = (r'image_embedding/codebook$',)

@@ -7,11 +7,18 @@ once. A mistake of the user is one line and exit code 2; a traceback is a bug.
 from __future__ import annotations
 
 import ast
+import logging
 import pathlib
 import sys
+import threading
+import warnings
+from typing import TYPE_CHECKING
 
 from intersyn_jax.errors import UserError
 from intersyn_jax.stages import STAGES
+
+if TYPE_CHECKING:
+  from intersyn_jax.stages import settings
 
 USAGE = """python -m intersyn_jax STAGE --config=FILE.py[:ARG] --workdir=DIR [--config.FIELD=VALUE ...]
 
@@ -21,7 +28,7 @@ stages
 flags
   --config=FILE.py:ARG     a Python file with get_config(arg), e.g. configs/storyworld.py:tiny
   --config.FIELD=VALUE     another value for one field, e.g. --config.grpo.group_size=8
-  --workdir=DIR            where the stages keep their results; the same folder resumes
+  --workdir=DIR            where the stages keep their results, also gs://BUCKET/FOLDER; the same folder resumes
   --NAME=VALUE             a flag of the stage itself, e.g. sample --question='...'
                            or export --data=flat --split=refined --out=FOLDER
 
@@ -30,7 +37,7 @@ example
 
 
 def main(arguments: list[str]) -> int:
-  """Runs one command and gives its exit code: 0, or 2 for a user's mistake."""
+  """Runs one command and gives its exit code: 0, 2 for what the user can mend, 130 or 143 where a signal ended it."""
   if not arguments or arguments[0] in ('-h', '--help', 'help') or '--help' in arguments:
     width = max(map(len, STAGES))
     print(USAGE.format(stages='\n'.join(f'  {name:<{width}}  {what}' for name, what in STAGES.items())))
@@ -38,14 +45,14 @@ def main(arguments: list[str]) -> int:
       print(f'\n{_about(arguments[0])}')
     return 0 if arguments else 2
   try:
-    _start(arguments)
+    return _start(arguments)
   except UserError as e:
-    print(f'error: {" ".join(str(e).split())}', file=sys.stderr)
+    from intersyn_jax import bucket  # lazy: as all that is not needed to tell a mistake in the command
+    print(f'error: {bucket.named(" ".join(str(e).split()))}', file=sys.stderr)
     return 2
   except KeyboardInterrupt:
     print('interrupted; the same command goes on from here', file=sys.stderr)
     return 130
-  return 0
 
 
 def _about(stage: str) -> str:
@@ -54,19 +61,40 @@ def _about(stage: str) -> str:
   return ast.get_docstring(ast.parse(path.read_text(encoding='utf-8'))) or ''
 
 
-def _start(arguments: list[str]) -> None:
+def _start(arguments: list[str]) -> int:
   # Lazy: these pull in ml_collections, then jax.
   from intersyn_jax.stages import settings
-  command = settings.parse(arguments)
-  if command.stage == 'doctor':
+  if arguments[0] == 'compile':
     settings.quiet()
+    from intersyn_jax.stages import compile
+    compile.start(arguments[1:])
+    return 0
+  command = settings.parse(arguments)
+  settings.quiet()
+  if command.stage == 'doctor':
     from intersyn_jax.stages import doctor
     doctor.check(command.config)
-    return
-  settings.quiet()
+    return 0
   settings.cache()
-  settings.start_processes()
+  from intersyn_jax import bucket
+  from intersyn_jax.stages import processes
+  from intersyn_jax.training import stopping
+  try:
+    with processes.joined(), bucket.kept():
+      stopping.install()
+      _run(command)
+  except bucket.Unreachable as e:
+    print(f'error: {e}', file=sys.stderr)
+    return 1  # no mistake of the user: launch/ starts such a job again
+  except stopping.Stopped:
+    print('stopped by SIGTERM, what was learnt is saved; the same command goes on from here', file=sys.stderr)
+    return stopping.CODE
+  return 0
+
+
+def _run(command: settings.Command) -> None:
   from intersyn_jax.stages import PIPELINE
+  from intersyn_jax.stages.advice import advised
   from intersyn_jax.stages.common import Run, run_stage
   run = Run(command.config, command.workdir, command.options)
   if command.stage in PIPELINE:
@@ -76,8 +104,15 @@ def _start(arguments: list[str]) -> None:
     pipeline.run(run)
   else:
     import importlib
-    importlib.import_module(f'intersyn_jax.stages.{command.stage}').run(run)
+    with advised(command.stage):
+      importlib.import_module(f'intersyn_jax.stages.{command.stage}').run(run)
 
 
 if __name__ == '__main__':
-  sys.exit(main(sys.argv[1:]))
+  code = main(sys.argv[1:])
+  if code == 2:
+    # Nothing is said after the one line: threads of libraries that fail with it, on a full disk say, would add their tracebacks.
+    logging.disable()
+    warnings.simplefilter('ignore')
+    threading.excepthook = sys.unraisablehook = lambda failed: None
+  sys.exit(code)

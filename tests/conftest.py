@@ -1,6 +1,7 @@
 """Tests run on eight virtual CPU devices, on every machine, so that sharding is always tested."""
 
 import os
+import pathlib
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
@@ -18,3 +19,15 @@ import pytest
 def eight_devices():
   """Fails at once if something used jax before the setting above could count."""
   assert os.environ['JAX_PLATFORMS'] != 'cpu' or len(jax.devices()) == 8
+
+
+LONG = ('tests/stages/test_kill.py', 'tests/multiprocess', 'tests/families', 'tests/decoding', 'tests/grpo')
+"""What `make test` begins with: files of many minutes that came last would leave one worker without work."""
+
+
+def pytest_collection_modifyitems(config, items):
+  def order(item):
+    path = pathlib.Path(item.path).relative_to(config.rootpath).as_posix()
+    return next((number for number, start in enumerate(LONG) if path.startswith(start)), len(LONG))
+
+  items.sort(key=order)

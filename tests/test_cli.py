@@ -171,6 +171,55 @@ def test_the_report_is_made_again_after_a_stage_before_it(config_file, tmp_path,
   assert stages == list(PIPELINE[1:])
 
 
+def test_a_clock_that_jumps_back_redoes_nothing_and_hides_nothing(config_file, tmp_path, stages):
+  work = tmp_path / 'w'
+  start(config_file, work)
+  config = settings.load_config(f'{config_file}:smoke').lock()
+
+  def ended_in_1970(stage):
+    path = work / stage / 'summary.json'
+    path.write_text(json.dumps(json.loads(path.read_text()) | {'finished': '1970-01-01T00:00:00.000+00:00'}))
+
+  ended_in_1970('report')
+  assert Run(config, work).complete('report')
+  ended_in_1970('warmup')  # done again, by a clock that is behind
+  assert not Run(config, work).complete('report')
+  stages.clear()
+  start(config_file, work)
+  start(config_file, work)
+  assert stages == ['evaluate', 'report']
+
+
+def test_goodput_counts_the_time_of_updates_that_were_kept(config_file, tmp_path):
+  run = Run(settings.load_config(f'{config_file}:smoke').lock(), tmp_path / 'w')
+  run.begin('warmup')
+  (tmp_path / 'w' / 'warmup' / 'clock.json').write_text('{"seconds": 100000.0}')
+  run = Run(run.config, run.workdir)
+  run.begin('warmup')
+  with run.metrics('warmup') as rows:
+    for step in range(1, 7):
+      rows.write(step, {'loss': 1.0, 'seconds.update': 10000.0, 'seconds.data': 3.0, 'seconds.checkpoint': 1.0})
+  # Killed, and gone on from the checkpoint of step 4.
+  with run.metrics('warmup', 4) as rows:
+    rows.write(5, {'loss': 1.0, 'seconds.update': 10000.0, 'seconds.compile': 2.0})
+  assert run.write_summary('warmup', {})['goodput'] == pytest.approx(0.5, abs=0.01)
+  run.begin('data')
+  assert 'goodput' not in run.write_summary('data', {})
+
+
+def test_a_heartbeat_tells_the_stage_and_goes_on_with_the_work(config_file, tmp_path, monkeypatch):
+  monkeypatch.setattr(common, 'HEARTBEAT', 0.0)
+  run = Run(settings.load_config(f'{config_file}:smoke').lock(), tmp_path / 'w')
+  run.begin('warmup')
+  read = lambda: json.loads((tmp_path / 'w' / 'heartbeat.json').read_text())
+  first = read()
+  assert first['stage'] == 'warmup' and first['pid'] == os.getpid()
+  line = run.progress('warmup', 10)
+  (tmp_path / 'w' / 'heartbeat.json').unlink()
+  line.update(1)
+  assert read()['time'] >= first['time']
+
+
 def test_a_folder_of_another_configuration_is_an_error(config_file, tmp_path, stages):
   work = tmp_path / 'w'
   start(config_file, work, stage='data')
@@ -240,8 +289,8 @@ def test_doctor_needs_no_config():
 def test_processes_are_joined_only_when_named(monkeypatch):
   import jax
   calls = []
-  monkeypatch.setattr(jax.distributed, 'initialize', lambda *a: calls.append(a))
-  for name in ('JAX_COORDINATOR_ADDRESS', 'SLURM_NTASKS', 'OMPI_COMM_WORLD_SIZE'):
+  monkeypatch.setattr(jax.distributed, 'initialize', lambda *a, **patience: calls.append((*a, patience)))
+  for name in ('JAX_COORDINATOR_ADDRESS', 'SLURM_NTASKS', 'OMPI_COMM_WORLD_SIZE', 'INTERSYN_HEARTBEAT_SECONDS'):
     monkeypatch.delenv(name, raising=False)
   settings.start_processes()
   assert calls == []
@@ -251,4 +300,9 @@ def test_processes_are_joined_only_when_named(monkeypatch):
   monkeypatch.setenv('JAX_NUM_PROCESSES', '2')
   monkeypatch.setenv('JAX_PROCESS_ID', '1')
   settings.start_processes()
-  assert calls == [('localhost:1234', 2, 1)]
+  monkeypatch.setenv('INTERSYN_HEARTBEAT_SECONDS', '7')
+  settings.start_processes()
+  assert calls == [('localhost:1234', 2, 1, {'heartbeat_timeout_seconds': seconds}) for seconds in (60, 7)]
+  monkeypatch.setenv('INTERSYN_HEARTBEAT_SECONDS', 'soon')
+  with pytest.raises(UserError, match="INTERSYN_HEARTBEAT_SECONDS is 'soon'; set it to a whole number"):
+    settings.start_processes()

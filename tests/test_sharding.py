@@ -45,3 +45,25 @@ def test_rows_are_spread_over_replica_and_fsdp():
   assert {s.data.shape for s in tree['a'].addressable_shards} == {(2, 1)}
   np.testing.assert_array_equal(tree['a'][:, 0], np.arange(8))
   assert sharding.replicated(mesh).is_fully_replicated
+
+
+def test_a_large_parameter_that_stays_whole_is_named():
+  shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, 'float32')
+  shapes = {'head': {'kernel': shape(2**13 + 1, 2**13 + 1)}, 'norm': shape(3)}
+  axes = {'head': {'kernel': ('embed', 'vocab')}, 'norm': ('width',)}
+  with pytest.raises(UserError, match=r'head/kernel \(8193, 8193\) would be whole'):
+    sharding.shardings(sharding.make_mesh({'fsdp': 2, 'tensor': 4}), axes, shapes)
+  alone = sharding.shardings(sharding.make_mesh({'replica': 8}), axes, shapes)
+  assert alone['norm'].spec == PartitionSpec(None), 'a mesh that splits nothing is asked for copies'
+
+
+def test_rows_stay_spread_where_the_parameters_are_not():
+  mesh = sharding.make_mesh({'fsdp': 4, 'tensor': 2})
+  kernel = jax.device_put(np.ones((16, 16), np.float32), jax.NamedSharding(mesh, PartitionSpec('fsdp', 'tensor')))
+  x = jax.device_put(np.ones((8, 16), np.float32), sharding.rows(mesh))
+  found = jax.jit(lambda x, kernel: sharding.spread({'y': x @ kernel})['y'])(x, kernel)
+  assert found.sharding.shard_shape(found.shape)[0] == 2
+  np.testing.assert_array_equal(found, np.full((8, 16), 16.0))
+  odd = jax.jit(lambda x: sharding.spread(x[:3]))(x)
+  np.testing.assert_array_equal(odd, np.ones((3, 16)))
+  assert sharding.spread(x) is x, 'outside of a program nothing is moved'

@@ -3,7 +3,8 @@
 - `encoded images`: records with JPEG pictures of 256 pixels, decoded: the job that adds image codes to shards
   (`data.codes`), with nothing but the transfer in the tokenizer's place.
 - `cached codes`: records with image codes as packed rows: the training pipeline (`data.pipeline`). `first pass` is from the
-  records on, text tokenised and rows packed; `later passes` are what training reads.
+  records on, text tokenised and rows packed; `later passes` are what training reads, documents shuffled and packed anew; in
+  `rows packed before` ours does so too, but the peers read rows that were packed once and for all.
 - `waiting`: the share of a training step that the host spends on the next batch, at the shapes of `tiny` and `small`. It is
   an upper bound of what the step waits: the devices compute meanwhile.
 
@@ -152,8 +153,8 @@ def _read(options: Options, folder: pathlib.Path, sizes: Sizes) -> Iterator[Row]
     shards.write_split(folder / 'pictures', 'train', found)
     others = [peer.pictures(found, PICTURES // 2) for peer in peers]
     yield from _compared(case, 'records', len(found), lambda: _pictures(folder / 'pictures', found), others, options.runs)
-  first, later = 'cached codes, first pass', 'cached codes, later passes'
-  if not (options.wants(first) or options.wants(later)):
+  first, later, ready = (f'cached codes, {what}' for what in ('first pass', 'later passes', 'rows packed before'))
+  if not any(map(options.wants, (first, later, ready))):
     return
   found = conversations(sizes.coded, sizes, pictures=False)
   shards.write_split(folder / 'codes', 'train', found)
@@ -164,13 +165,15 @@ def _read(options: Options, folder: pathlib.Path, sizes: Sizes) -> Iterator[Row]
     others = [peer.records(found, layout, sizes.length) for peer in peers]
     ours = functools.partial(_first_pass, folder / 'codes', layout, sizes)
     yield from _compared(first, 'positions', positions, ours, others, options.runs)
+  rows = _whole(documents, sizes)
+  batches = iter(Pipeline(documents, rows=sizes.rows, length=sizes.length, seed=0))
+  ours = lambda: _send(itertools.islice(batches, -(-len(rows.text) // sizes.rows)))
   if options.wants(later):
-    rows = _whole(documents, sizes)
-    others = [peer.rows(rows, sizes.rows) for peer in peers]
-    batches = iter(Pipeline(documents, rows=sizes.rows, length=sizes.length, seed=0))
-    count = -(-len(rows.text) // sizes.rows)
-    ours = lambda: _send(itertools.islice(batches, count))
+    others = [peer.documents(documents, sizes.length) for peer in peers]
     yield from _compared(later, 'positions', positions, ours, others, options.runs)
+  if options.wants(ready):
+    others = [peer.rows(rows, sizes.rows) for peer in peers]
+    yield from _compared(ready, 'positions', positions, ours, others, options.runs)
 
 
 def _compared(case: str, what: str, amount: int, ours: data_peers.Pass, others: Sequence[Mapping[str, data_peers.Pass]],

@@ -4,8 +4,8 @@ sets them up.
 Each reads the same conversations as ours, written once in its own format: Arrow files on the disk, or tar files. Workers
 stay alive between passes and fetch four batches ahead. What a pass gives goes to jax's device, as ours does.
 
-`rows` are at their quickest: packed beforehand, once, and kept as arrays of a fixed length, of which a pass changes no more
-than the order. Ours packs anew in every pass, as training does.
+`documents` do what ours does: documents that are tokenised already are shuffled and packed anew in every pass. `rows` do less:
+packed beforehand, once, and kept as arrays of a fixed length, of which a pass changes no more than the order.
 
 Needs the extra `peers`.
 
@@ -18,7 +18,7 @@ import dataclasses
 import functools
 import pathlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,7 +26,7 @@ import numpy as np
 
 from intersyn_jax.data import plan
 from intersyn_jax.data.pipeline import Documents
-from intersyn_jax.interleave.layout import Layout, TokenBatch
+from intersyn_jax.interleave.layout import FILL, Layout, TokenBatch
 from intersyn_jax.interleave.types import Conversation, Image, Text, Turn, images_of
 
 WORKERS = (0, 1, 2)
@@ -82,6 +82,32 @@ def packed(layout: Layout, length: int, conversations: Sequence[Conversation]) -
   return _torch({name: getattr(rows, name) for name in FIELDS})
 
 
+def single(documents: Documents) -> Iterator[dict[str, np.ndarray]]:
+  """The fields of each document by itself, [L]."""
+  for number, size in enumerate(documents.lengths.tolist()):
+    one = documents.rows([[number]], size)
+    yield {name: getattr(one, name)[0] for name in FIELDS}
+
+
+def filled(values: Mapping[str, np.ndarray], lengths: np.ndarray, length: int) -> dict[str, Any]:
+  """Packs documents that lie end to end, [N,...] each field, into rows [R,T], with the packing of ours."""
+  rows = plan.best_fit(np.arange(len(lengths)), lengths, length)
+  order = np.concatenate(rows)
+  sizes = lengths[order]
+  before = np.cumsum(sizes) - sizes
+  firsts = np.concatenate([length * number + np.cumsum(lengths[row]) - lengths[row] for number, row in enumerate(rows)])
+  step = np.arange(sizes.sum())
+  source = np.repeat((np.cumsum(lengths) - lengths)[order] - before, sizes) + step
+  target = np.repeat(firsts - before, sizes) + step
+  out = {}
+  for name, value in values.items():
+    whole = np.full((len(rows) * length, *value.shape[1:]), FILL.get(name, 0), value.dtype)
+    whole[target] = value[source]
+    out[name] = whole
+  out['document'][target] = np.repeat(np.concatenate([np.arange(1, len(row) + 1) for row in rows]), sizes)
+  return _torch({name: whole.reshape(len(rows), length, *whole.shape[1:]) for name, whole in out.items()})
+
+
 # datasets.
 
 
@@ -126,6 +152,22 @@ class HuggingFace:
     return passes(self.name, lambda workers: self._loader(
         saved, workers, batch_size=plan.WINDOW, shuffle=True, collate_fn=collate))
 
+  def documents(self, documents: Documents, length: int) -> dict[str, Pass]:
+    """Packs documents that are tokenised."""
+    d = self._datasets
+    each = list(single(documents))
+    features = d.Features({name: d.List(d.Value(str(array.dtype))) for name, array in each[0].items()})
+    saved = self._saved('documents', features, {name: [one[name].reshape(-1) for one in each] for name in FIELDS})
+    shapes = {name: array.shape[1:] for name, array in each[0].items()}
+
+    def tensors(table: Any) -> dict[str, Any]:
+      columns = {name: table.column(name).combine_chunks() for name in FIELDS}
+      values = {name: column.flatten().to_numpy(zero_copy_only=False).reshape(-1, *shapes[name])
+                for name, column in columns.items()}
+      return filled(values, columns['text'].value_lengths().to_numpy(zero_copy_only=False), length)
+
+    return self._tables('packing documents', saved, plan.WINDOW, tensors)
+
   def rows(self, rows: TokenBatch, batch: int) -> dict[str, Pass]:
     """Reads rows that are packed, [R,T] each field."""
     d = self._datasets
@@ -138,7 +180,10 @@ class HuggingFace:
       values = {name: table.column(name).combine_chunks().flatten().to_numpy(zero_copy_only=False) for name in FIELDS}
       return _torch({name: values[name].reshape(-1, *shapes[name]) for name in FIELDS})
 
-    # Whole batches as Arrow tables: quicker than the numpy format, which makes int64 of all whole numbers.
+    return self._tables('rows packed before', saved, batch, tensors)
+
+  def _tables(self, what: str, saved: Any, batch: int, tensors: Callable[[Any], dict[str, Any]]) -> dict[str, Pass]:
+    """Whole batches as Arrow tables: quicker than the numpy format, which makes int64 of all whole numbers."""
     tables = saved.with_format('arrow')
 
     def loader(workers: int) -> Any:
@@ -146,7 +191,7 @@ class HuggingFace:
       order = BatchSampler(RandomSampler(tables), batch, drop_last=False)
       return self._loader(tables, workers, sampler=order, batch_size=None, collate_fn=tensors)
 
-    return passes(f'{self.name}, rows packed before', loader)
+    return passes(f'{self.name}, {what}', loader)
 
   def _saved(self, name: str, features: Any, columns: dict[str, list]) -> Any:
     folder = str(self._folder / name)
@@ -194,22 +239,46 @@ class WebDataset:
     return passes(self.name, lambda workers: self._loader(
         self._open(files).shuffle(SHUFFLED).decode().batched(plan.WINDOW, collation_fn=collate), workers))
 
-  def rows(self, rows: TokenBatch, batch: int) -> dict[str, Pass]:
-    """As `HuggingFace.rows`; a row is one array of bytes, so that a sample is one file of the tar."""
-    arrays = {name: np.asarray(getattr(rows, name)) for name in FIELDS}
-    kinds = np.dtype([(name, array.dtype, array.shape[1:]) for name, array in arrays.items()])
-    whole = np.empty(len(rows.text), kinds)
-    for name, array in arrays.items():
-      whole[name] = array
-    files = self._write('rows', ({'__key__': f'{number:06d}', 'npy': np.frombuffer(row.tobytes(), np.uint8)}
-                                 for number, row in enumerate(whole)))
+  def documents(self, documents: Documents, length: int) -> dict[str, Pass]:
+    """As `HuggingFace.documents`; a document is one array of bytes, so that a sample is one file of the tar."""
+    each = list(single(documents))
+    kinds = _kinds(each[0])
+    files = self._structured('documents', (self._joined(kinds, one) for one in each))
 
     def collate(records: list[dict[str, Any]]) -> dict[str, Any]:
       joined = np.concatenate([record['npy'] for record in records]).view(kinds)
+      lengths = np.asarray([record['npy'].size // kinds.itemsize for record in records])
+      return filled({name: joined[name] for name in FIELDS}, lengths, length)
+
+    return passes(f'{self.name}, packing documents', lambda workers: self._loader(
+        self._open(files).shuffle(SHUFFLED).decode().batched(plan.WINDOW, collation_fn=collate), workers))
+
+  def rows(self, rows: TokenBatch, batch: int) -> dict[str, Pass]:
+    """As `HuggingFace.rows`, in the files of `documents`."""
+    arrays = {name: np.asarray(getattr(rows, name)) for name in FIELDS}
+    kinds = _kinds({name: array[0] for name, array in arrays.items()})
+    shape = rows.text.shape[1]
+    files = self._structured('rows', (self._joined(kinds, {name: array[number] for name, array in arrays.items()})
+                                      for number in range(len(rows.text))))
+
+    def collate(records: list[dict[str, Any]]) -> dict[str, Any]:
+      joined = np.concatenate([record['npy'] for record in records]).view(kinds).reshape(len(records), shape)
       return _torch({name: np.ascontiguousarray(joined[name]) for name in FIELDS})
 
     return passes(f'{self.name}, rows packed before', lambda workers: self._loader(
         self._open(files).shuffle(SHUFFLED).decode().batched(batch, collation_fn=collate), workers))
+
+  @staticmethod
+  def _joined(kinds: np.dtype, fields: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The fields of each position together, as `kinds` has them."""
+    whole = np.empty(len(fields['text']), kinds)
+    for name, array in fields.items():
+      whole[name] = array
+    return whole
+
+  def _structured(self, name: str, samples: Iterable[np.ndarray]) -> list[str]:
+    return self._write(name, ({'__key__': f'{number:06d}', 'npy': np.frombuffer(sample.tobytes(), np.uint8)}
+                              for number, sample in enumerate(samples)))
 
   def _write(self, name: str, samples: Iterator[dict[str, Any]]) -> list[str]:
     files = [str(self._folder / f'{name}-{shard}.tar') for shard in range(SHARDS)]
@@ -226,6 +295,11 @@ class WebDataset:
   def _loader(self, source: Any, workers: int) -> Any:
     return self._wds.WebLoader(source, batch_size=None, num_workers=workers, persistent_workers=workers > 0,
                                prefetch_factor=AHEAD if workers else None)
+
+
+def _kinds(one: Mapping[str, np.ndarray]) -> np.dtype:
+  """A position with all its fields; `one` has arrays [L,...]."""
+  return np.dtype([(name, array.dtype, array.shape[1:]) for name, array in one.items()])
 
 
 def _stacked(arrays: Sequence[np.ndarray]) -> Any:

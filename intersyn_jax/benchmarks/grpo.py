@@ -116,10 +116,11 @@ class Ours:
 
   def __call__(self) -> dict[str, float]:
     began = time.perf_counter()
-    self._state, metrics = self._trainer.iteration(self._state, self._draw)
+    self._state, _ = self._trainer.iteration(self._state, self._draw)
     jax.block_until_ready(self._state)
     whole = time.perf_counter() - began
-    rollout, reference = metrics['seconds.rollout'], metrics['seconds.reward']
+    times = self._trainer.times.take()
+    rollout, reference = times['seconds.rollout'], times['seconds.reward']
     return dict(zip(PHASES, (rollout, reference, whole - rollout - reference), strict=True))
 
 

@@ -43,7 +43,7 @@ class Shape(NamedTuple):
 
   Attributes:
     rows, length: of a batch.
-    chunk: positions whose logits are built at a time.
+    chunk: positions of every row whose logits are built at a time.
     precision: of parameters and moments, as in `OptimizerConfig`.
   """
 
@@ -63,11 +63,11 @@ SMALL, MEDIUM = Shape(decode.SMALL), Shape(decode.MEDIUM)
 BILLION = Shape(
     Model('1B', TrunkConfig(width=2048, layers=16, heads=32, kv_heads=8, head_width=64, mlp_width=8192, dtype='bfloat16',
                             remat='dots'), 32_000),
-    length=2048, chunk=2048)
+    length=2048, chunk=256)
 LARGE = Shape(
     Model('7B', TrunkConfig(width=4096, layers=32, heads=32, kv_heads=32, head_width=128, mlp_width=11_008, dtype='bfloat16',
                             remat='full'), 32_000),
-    rows=4, length=2048, chunk=2048, precision=precision.LEAN)
+    rows=4, length=2048, chunk=512, precision=precision.LEAN)
 
 
 def run(options: Options) -> Iterator[Row]:

@@ -5,6 +5,7 @@ Letters: B rows, T positions, D codes per image position, N documents.
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from intersyn_jax.errors import UserError
-from intersyn_jax.interleave.layout import FEATURES, FILL, TEXT, Layout, TokenBatch, tokenise
+from intersyn_jax.interleave.layout import FEATURES, FILL, TEXT, Layout, TokenBatch, tokenise_all
 from intersyn_jax.interleave.types import Conversation
 
 NULLABLE = ('text_to_image',)
@@ -20,6 +21,9 @@ NULLABLE = ('text_to_image',)
 
 MEMORY = 4 << 30
 """Bytes of documents above which they go to a file."""
+
+_TOGETHER = 256
+"""Records that are tokenised at once."""
 
 _KINDS = {'turn': np.int32, 'step': np.int32}
 """Fields of a batch that have another type than where they are kept."""
@@ -73,16 +77,16 @@ class Documents:
     found: list[tuple[int, int, int]] = []  # split, where it begins, positions
     without: list[tuple[int, int, int, int]] = []  # the same of those without question, and the number of the whole one
     for number, (split, source) in enumerate(sources.items()):
-      first = len(found)
-      for record in source:
-        document = self._record(record, split)
-        if document is None:
-          continue
-        found.append((number, flat.add(document), len(document)))
+      first, records = len(found), iter(source)
+      while some := list(itertools.islice(records, _TOGETHER)):
+        begun = len(found)
+        whole = self._add(flat, some, split)
+        found += [(number, *place) for place in whole if place]
         if null and split in NULLABLE:
-          document = self._record(record, split, drop_question=True)
-          if document is not None:
-            without.append((number, flat.add(document), len(document), len(found) - 1))
+          numbers = itertools.count(begun)
+          again = [(record, next(numbers)) for record, place in zip(some, whole, strict=True) if place]
+          places = self._add(flat, [record for record, _ in again], split, drop_question=True)
+          without += [(number, *place, same) for place, (_, same) in zip(places, again, strict=True) if place]
       if len(found) == first:
         raise UserError(f'split {split} has no usable record; build it with more records or longer rows')
       self.ranges[split] = range(first, len(found))
@@ -92,26 +96,35 @@ class Documents:
     self.null[whole[len(found):]] = np.arange(len(found), len(whole))
     self._flat = flat.array()
 
-  def _record(self, record: Conversation, split: str, drop_question: bool = False) -> np.ndarray | None:
-    """A conversation's positions as plain bytes, V[length]: copying these is ten times as quick as copying named fields.
-    None where it is too long, and may be."""
-    document = tokenise(record, self._layout, drop_question=drop_question)
-    if (document.modality == FEATURES).any():
-      raise UserError(f'record {record.id} of split {split} has a picture in a question, which this family reads as '
+  def _add(self, flat: _Flat, records: Sequence[Conversation], split: str,
+           drop_question: bool = False) -> list[tuple[int, int] | None]:
+    """Keeps some conversations; gives the place and the length of each, None of one that is too long, and may be."""
+    if not records:
+      return []
+    tokens, lengths = tokenise_all(records, self._layout, drop_question=drop_question)
+    number = np.repeat(np.arange(len(records)), lengths)  # of the record, for every position
+    if len(seen := number[tokens.modality == FEATURES]):
+      raise UserError(f'record {records[seen[0]].id} of split {split} has a picture in a question, which this family reads as '
                       'features; training batches carry codes alone: leave such records out')
-    if len(document.text) > self._length:
-      if not self._drop:
-        raise UserError(f'record {record.id} of split {split} has {len(document.text)} positions, a row has {self._length}; '
+    fits = lengths <= self._length
+    for record, length in zip(records, lengths.tolist(), strict=True):
+      if length > self._length and not self._drop:
+        raise UserError(f'record {record.id} of split {split} has {length} positions, a row has {self._length}; '
                         'make rows longer, or set too_long to drop')
-      self.dropped.append(record.id)
-      return None
-    out = np.empty(len(document.text), self._kinds)
+    self.dropped += [record.id for record, fit in zip(records, fits, strict=True) if not fit]
+    out = np.empty(len(number), self._kinds)
     for name in self._kinds.names:
-      out[name] = getattr(document, name)
+      out[name] = getattr(tokens, name)
     if self._question_weight:
-      asked = (document.loss == 0) & (document.modality == TEXT) & ~document.forced & (document.position > 0)
+      asked = (tokens.loss == 0) & (tokens.modality == TEXT) & ~tokens.forced & (tokens.position > 0)
       out['loss'][asked] = self._question_weight
-    return out.view(f'V{out.itemsize}')
+    if not fits.all():
+      out = out[fits[number]]
+    # As plain bytes, V[length]: copying these is ten times as quick as copying named fields.
+    start = flat.add(out.view(f'V{out.itemsize}'))
+    starts = start + np.cumsum(lengths * fits) - lengths
+    return [(begin, length) if fit else None
+            for begin, length, fit in zip(starts.tolist(), lengths.tolist(), fits.tolist(), strict=True)]
 
   def rows(self, rows: Sequence[Sequence[int]], length: int) -> TokenBatch:
     """Fills rows with documents.
@@ -127,12 +140,16 @@ class Documents:
     for name, value in FILL.items():
       padding[name] = value
     padding = padding.view(f'V{padding.itemsize}')
+    every = [number for row in rows for number in row]
+    places = zip(self._starts[every].tolist(), self.lengths[every].tolist(), strict=True)
     runs: list[np.ndarray] = []  # every document, and after those of a row what fills it
     numbers: list[int] = []
     for row in rows:
-      starts, sizes = self._starts[row], self.lengths[row]
-      runs += [self._flat[start:start + size] for start, size in zip(starts.tolist(), sizes.tolist(), strict=True)]
-      runs.append(padding[sizes.sum():])
+      free = length
+      for start, size in itertools.islice(places, len(row)):
+        runs.append(self._flat[start:start + size])
+        free -= size
+      runs.append(padding[length - free:])
       numbers += [*range(1, len(row) + 1), 0]
     filled = np.concatenate(runs).view(self._kinds).reshape(len(rows), length)
     sizes = np.asarray([len(run) for run in runs])

@@ -4,8 +4,8 @@
     for batch in Pipeline(documents, rows=64, length=512, seed=0): ...
 
 The order of documents is one global plan (`data.plan`), a function of seed and lengths alone. Its rows are cut into batches
-of which every process fills its slice. So the number of processes never changes the data, and the iterator's whole state is
-a place in the plan. Grain reads ahead and keeps that place.
+of which every process fills its own rows. So the number of processes never changes the data, and the iterator's whole state is
+a place in the plan, which Grain keeps.
 
 Letters: B rows of a global batch, T positions.
 """
@@ -27,23 +27,18 @@ from intersyn_jax.interleave.layout import TokenBatch
 
 
 class _Batches(Sequence[TokenBatch]):
-  """Random access to this process's slice of every global batch."""
+  """Random access to this process's rows of every global batch."""
 
-  def __init__(self, plan: Plan, documents: Documents, length: int, rows: int, process: range, endless: bool):
+  def __init__(self, plan: Plan, documents: Documents, length: int, rows: int, mine: Sequence[int], endless: bool):
     self._plan, self._documents, self._length = plan, documents, length
-    self._rows, self._process = rows, process
+    self._rows, self._mine = rows, mine
     self._count = ENDLESS if endless else -(-len(plan) // rows)
 
   def __len__(self) -> int:
     return self._count
 
   def __getitem__(self, batch):
-    rows = []
-    for row in range(batch * self._rows + self._process.start, batch * self._rows + self._process.stop):
-      try:
-        rows.append(self._plan[row])
-      except IndexError:  # the last batch of a finite plan is filled up with empty rows
-        rows.append([])
+    rows = self._plan.rows(batch * self._rows + row for row in self._mine)
     return self._documents.rows(rows, self._length)
 
 
@@ -92,13 +87,12 @@ class Pipeline:
 
   Attributes:
     documents: what it reads.
-    dataset: the Grain IterDataset of TokenBatch with numpy arrays [B / processes, T].
+    dataset: the Grain IterDataset of TokenBatch with numpy arrays [n, T], n of the B rows being this process's.
   """
 
   def __init__(self, documents: Documents, *, rows: int, length: int, seed: int,
                weights: Mapping[str, float] | None = None, epochs: int | None = None, shuffle: bool = True,
-               null_prompt_rate: float = 0.0, process_index: int = 0, process_count: int = 1, threads: int = 1,
-               prefetch: int = 8):
+               null_prompt_rate: float = 0.0, mine: Sequence[int] | None = None):
     """Plans the order.
 
     Args:
@@ -112,14 +106,13 @@ class Pipeline:
         be None. The last batch is filled up with empty rows.
       shuffle: anew in every epoch.
       null_prompt_rate: share of text-to-image documents that lose their question, drawn anew each time.
-      process_index, process_count: this process fills rows [B * i / n, B * (i + 1) / n) of each batch.
-      threads, prefetch: of Grain's reader; they do not change the data. 0 threads reads in the caller's.
+      mine: the rows of each batch that this process fills, of 0 to B - 1 (`sharding.process_rows`); None for all.
 
     Raises:
-      UserError: rows that do not divide by processes, weights of unknown splits or without a positive sum.
+      UserError: no rows, weights of unknown splits or without a positive sum.
     """
-    if rows < 1 or rows % process_count:
-      raise UserError(f'batch of {rows} rows does not divide among {process_count} processes; change the batch size')
+    if rows < 1:
+      raise UserError(f'a batch of {rows} rows holds nothing; set at least 1')
     if not 0 <= null_prompt_rate <= 1:
       raise UserError(f'null_prompt_rate is {null_prompt_rate}; set it between 0 and 1')
     if null_prompt_rate and not documents.has_null:
@@ -134,10 +127,12 @@ class Pipeline:
     order = Order(parts, list(shares.values()) if epochs is None else [1.0],
                    ENDLESS if epochs is None else len(numbers[0]) * epochs)
     self._plan = Plan(order, documents, length, seed=seed, null_rate=null_prompt_rate)
-    mine = range(rows * process_index // process_count, rows * (process_index + 1) // process_count)
     self.documents = documents
-    self.batches = _Batches(self._plan, documents, length, rows, mine, endless=epochs is None)
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch if threads else 0)
+    self.batches = _Batches(self._plan, documents, length, rows, range(rows) if mine is None else [int(row) for row in mine],
+                            endless=epochs is None)
+    # A batch takes half a millisecond, while the devices compute. A thread that read ahead took longer: it and the loop share
+    # the interpreter's lock.
+    options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     self.dataset = grain.MapDataset.source(self.batches).to_iter_dataset(options)
 
     described = json.dumps([rows, length, seed, shares, epochs, shuffle, null_prompt_rate, WINDOW, 'best fit'])

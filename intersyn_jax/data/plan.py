@@ -15,7 +15,7 @@ from __future__ import annotations
 import bisect
 import collections
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -92,7 +92,7 @@ class Order:
     return out
 
 
-class Plan(Sequence[list[int]]):
+class Plan:
   """Which documents stand in which row, for all rows of the run.
 
   Windows of WINDOW documents in mixed order are packed by best fit, the longest first. A plan may be endless: only the row
@@ -104,7 +104,7 @@ class Plan(Sequence[list[int]]):
     self._order, self._documents, self._length = order, documents, length
     self._seed, self._null_rate = seed, null_rate
     self._recent: collections.OrderedDict[int, list[list[int]]] = collections.OrderedDict()
-    self._lock = threading.Lock()  # Grain reads from its prefetch threads
+    self._lock = threading.Lock()  # a dataset may be read in threads
     self._begin(0, 0, np.zeros((len(documents.ranges), 2), np.int64))
 
   def __len__(self) -> int:
@@ -114,10 +114,21 @@ class Plan(Sequence[list[int]]):
         pass
       return self._starts[-1]
 
-  def __getitem__(self, row):
+  def rows(self, numbers: Iterable[int]) -> list[list[int]]:
+    """The rows of these numbers, which go up; an empty one for each past the end."""
+    out: list[list[int]] = []
     with self._lock:
-      window = self._find(row)
-      return self._pack(window)[row - self._starts[window - self._first]]
+      first, packed = 0, []
+      for row in numbers:
+        if row - first >= len(packed):
+          try:
+            window = self._find(row)
+          except IndexError:
+            out.append([])
+            continue
+          first, packed = self._starts[window - self._first], self._pack(window)
+        out.append(packed[row - first])
+    return out
 
   def place(self, row: int) -> tuple[int, int, np.ndarray]:
     """The window that holds a row (the last one for rows past the end), its first row, and what lies before that (see
@@ -187,15 +198,16 @@ class Plan(Sequence[list[int]]):
 def best_fit(numbers: np.ndarray, lengths: np.ndarray, length: int) -> list[list[int]]:
   """Puts each document, the longest first, into the fullest row that has room for it."""
   rows: list[list[int]] = []
-  free: list[tuple[int, int]] = []  # places left in a row, and the row; sorted
+  free: list[int] = []  # places left in a row, and the row, as one number that sorts; such numbers are quicker than pairs
+  count = len(numbers) or 1
   order = np.argsort(-lengths, kind='stable')
   for number, size in zip(numbers[order].tolist(), lengths[order].tolist(), strict=True):
-    fullest = bisect.bisect_left(free, (size, 0))
+    fullest = bisect.bisect_left(free, size * count)
     if fullest == len(free):
       rows.append([])
       left, row = length, len(rows) - 1
     else:
-      left, row = free.pop(fullest)
+      left, row = divmod(free.pop(fullest), count)
     rows[row].append(number)
-    bisect.insort(free, (left - size, row))
+    bisect.insort(free, (left - size) * count + row)
   return rows

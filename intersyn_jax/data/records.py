@@ -200,6 +200,8 @@ def _text(data: bytes, where: str, field: str) -> str:
 
 
 def _same_length(columns: dict[str, list], keys: Sequence[str], where: str) -> None:
+  if len({len(columns[key]) for key in keys}) == 1:
+    return
   for one, other in itertools.pairwise(keys):
     if len(columns[one]) != len(columns[other]):
       raise UserError(f'{where}: field {other} has {len(columns[other])} entries, field {one} has '

@@ -1,4 +1,4 @@
-"""SEIR's roles as prompts and parsers (papers/intersyn.md 1.2, 1.3), independent of any world.
+"""SEIR's roles as prompts and parsers (InterSyn, SEIR's prompts), independent of any world.
 
 Each role has a function that gives the question segments (short, beginning with a fixed tag that names the role) and a
 parser of the completion. A model that plays the roles learns them from conversations whose question is such a prompt and
@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from intersyn_jax.interleave.types import Image, Segment, Text
 
 QUESTION_WORDS = 50
-"""Most words of a question (papers/intersyn.md 1.2)."""
+"""Most words of a question (InterSyn, SEIR's prompts)."""
 CAPTION_WORDS = 65
-"""Most words of a caption (papers/intersyn.md 1.2)."""
+"""Most words of a caption (InterSyn, SEIR's prompts)."""
 
 TAGS = {
     'question_write': 'write question :',
@@ -43,7 +43,7 @@ _STOPS = frozenset({'', 'none', 'null', 'nil', 'no', 'nothing', 'n/a', 'na', 'ok
 @dataclasses.dataclass(frozen=True)
 class Shown:
   """An earlier turn as later prompts see it: its question, and of its last picture the caption, and the picture itself where the
-  history is to carry it (papers/intersyn.md 1.1: the formal description does, the released code does not)."""
+  history is to carry it (InterSyn: the formal description does, the released code does not)."""
 
   question: str
   caption: str

@@ -36,23 +36,22 @@ def log_probs(model: UnifiedModel, rows: TokenBatch, start: int, layout_: Layout
     rows: [R,T+M], prompts and completions as `decoder.join` gives them.
     start: T.
     config: of the decoder that wrote them.
-    chunk: positions whose logits are built at a time; 0 all at once.
+    chunk: positions of every row whose logits are built at a time; 0 all at once.
 
   Returns:
     text log-probs float32[R,M] (0 where a position holds codes, is forced or padding), code log-probs [R,M,D] (0 where it
     holds none), entropy [R,M] in nats, of an image position the sum over its codes. Everywhere 0 for temperature 0.
   """
   done = jax.tree.map(lambda a: a[:, start:], rows)
-  count, m = done.text.shape
   hidden = jnp.stack(hidden_before(model, rows, start, layout_, config), axis=2)  # [R,M,W,d]
   chosen = (done.modality == TEXT) & ~done.forced
   before = lambda kind: jnp.cumsum(chosen & (done.text == kind), axis=1) - (chosen & (done.text == kind))
   steps = before(layout_.special('<think>')) if config.min_steps or config.max_steps else jnp.zeros_like(done.text)
-  written = jnp.broadcast_to(jnp.arange(m), done.text.shape)
-  flat = lambda a: a.reshape(count * m, *a.shape[2:])
+  written = jnp.broadcast_to(jnp.arange(done.text.shape[1]), done.text.shape)
 
   def score(piece):
-    h, text, codes, is_code, is_text, written, images, steps = piece
+    shape = piece[1].shape  # [R,c]
+    h, text, codes, is_code, is_text, written, images, steps = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), piece)
     words = model.text_logits(h[:, 0])
     words = jnp.where(sampling.allowed(layout_, config, words.shape[-1], written, images, steps), words, -jnp.inf)
     text_log_prob, text_entropy = _under(words, text, config.text)
@@ -60,12 +59,12 @@ def log_probs(model: UnifiedModel, rows: TokenBatch, start: int, layout_: Layout
     n, depth, branches, size = logits.shape
     guided = sampling.guide(logits.reshape(n * depth, branches, size), config.guidance, config.image_guidance)
     code_log_prob, code_entropy = (a.reshape(n, depth) for a in _under(guided, codes.reshape(-1), config.image))
-    return (jnp.where(is_text, text_log_prob, 0.0), jnp.where(is_code[:, None], code_log_prob, 0.0),
-            jnp.where(is_code, jnp.sum(code_entropy, axis=-1), jnp.where(is_text, text_entropy, 0.0)))
+    found = (jnp.where(is_text, text_log_prob, 0.0), jnp.where(is_code[:, None], code_log_prob, 0.0),
+             jnp.where(is_code, jnp.sum(code_entropy, axis=-1), jnp.where(is_text, text_entropy, 0.0)))
+    return jax.tree.map(lambda a: a.reshape(*shape, *a.shape[1:]), found)
 
   pieces = (hidden, done.text, done.codes, done.modality == CODES, chosen, written, before(layout_.block.begin), steps)
-  out = by_chunks(score, jax.tree.map(flat, pieces), chunk)
-  return jax.tree.map(lambda a: a.reshape(count, m, *a.shape[1:]), out)
+  return by_chunks(score, pieces, chunk)
 
 
 def _under(logits: jax.Array, ids: jax.Array, how: sampling.Sampling) -> tuple[jax.Array, jax.Array]:

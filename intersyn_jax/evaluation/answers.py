@@ -20,6 +20,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from intersyn_jax import sharding
 from intersyn_jax.decoding.decoder import Decoder
 from intersyn_jax.errors import UserError
 from intersyn_jax.interleave import grammar, layout
@@ -106,7 +107,7 @@ def write(decoder: Decoder, params: Params, prompts: Sequence[TokenBatch], reque
     parsed = parse(tokens)
     answers = Answers(tokens.text, tokens.codes, tokens.modality, tokens.forced, parsed.step, parsed.steps,
                       parsed.well_formed)
-    parts.append({name: host(array)[:len(chunk)] for name, array in answers.arrays().items()})
+    parts.append({name: array[:len(chunk)] for name, array in sharding.host(answers.arrays()).items()})
     if tick is not None:
       tick(start + len(chunk))
   return Answers(**{name: np.concatenate([p[name] for p in parts]) for name in parts[0]})
@@ -116,14 +117,6 @@ def write(decoder: Decoder, params: Params, prompts: Sequence[TokenBatch], reque
 def _parser(layout_: Layout) -> Callable[[TokenBatch], grammar.Parse]:
   """`grammar.parse`, compiled once a shape."""
   return jax.jit(lambda tokens: grammar.parse(tokens, layout_, 1))
-
-
-def host(array: jax.Array) -> np.ndarray:
-  """The whole array on this host, also where other processes hold some of its rows."""
-  if jax.process_count() > 1:
-    from jax.experimental import multihost_utils
-    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
-  return np.asarray(array)
 
 
 def of_documents(documents: Sequence[TokenBatch], layout_: Layout, positions: int) -> Answers:

@@ -39,7 +39,7 @@ def scorer(decoder: Decoder, kind: str, prompt: int, chunk: int = 0) -> LogProbs
   Args:
     kind: `plain` or `drawn`.
     prompt: positions of the prompt in each row.
-    chunk: positions whose logits are built at a time; 0 all at once.
+    chunk: positions of every row whose logits are built at a time; 0 all at once.
 
   Raises:
     UserError: an unknown kind, or `drawn` where the decoder takes the largest logit or weakens repetition.

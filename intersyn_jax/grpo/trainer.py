@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -25,7 +24,6 @@ import numpy as np
 from intersyn_jax import sharding
 from intersyn_jax.decoding.decoder import Completions, Decoder, join
 from intersyn_jax.errors import UserError
-from intersyn_jax.evaluation.answers import host
 from intersyn_jax.grpo import advantages, scoring
 from intersyn_jax.grpo.advantages import AdvantageConfig
 from intersyn_jax.grpo.loss import MODALITIES, LossConfig, make_loss, penalty_to_go, unit_mask, units
@@ -37,6 +35,7 @@ from intersyn_jax.judge.model import JudgeScores
 from intersyn_jax.models.definition import Params
 from intersyn_jax.training import loop
 from intersyn_jax.training.optimizer import Optimizer
+from intersyn_jax.training.times import Times
 
 Score = Callable[[Params, TokenBatch], JudgeScores]
 """Jittable: the judge's parameters and whole rows [R,T] -> scores of steps and of the whole. `SynJudge.score` is one."""
@@ -59,7 +58,7 @@ class GRPOConfig:
     minibatches: updates a pass.
     micro_batches: parts of each update whose gradients are added up.
     scored: log-probs of which kind make the ratios, `plain` or `drawn`; see `grpo.scoring`.
-    log_prob_chunk: positions whose logits are built at a time; 0 all at once.
+    log_prob_chunk: positions of every row whose logits are built at a time; 0 all at once.
     filter_groups: groups without spread take no part in the update (DAPO).
     refills: then up to so many further batches of prompts are answered until P groups have spread.
     entropy: nats that the entropy of `text` and of `image` positions is steered to, 0 for no steering. By `rate` an iteration the
@@ -114,6 +113,7 @@ class Trainer:
   Attributes:
     memory: what an iteration leaves to the next beside the state, as JSON: how many batches of prompts were `drawn`, and the
       weight of the bonus on the `entropy` of each modality. Keep it with the state.
+    times: where the time goes; `rollout`, `reward` (in it `host_transfer` and `host_reward`) and `update` are counted here.
   """
 
   def __init__(self, decoder: Decoder, score: Score, judge: Params, optimizer: Optimizer, reference: Params | None,
@@ -122,72 +122,79 @@ class Trainer:
     self.decoder, self.judge, self.reference = decoder, judge, reference if loss.has_reference else None
     self.config, self.advantage, self.loss, self.seed = config, advantage, loss, seed
     self.memory: dict[str, Any] = {'drawn': 0, 'entropy': [0.0] * len(MODALITIES)}
+    self.times = Times()
     self._judge = score
     self._jitted = {name: reward for name, reward in (own or {}).items() if not isinstance(reward, HostReward)}
     self._hosted = {name: reward for name, reward in (own or {}).items() if isinstance(reward, HostReward)}
     self._log_probs = scoring.scorer(decoder, config.scored, config.max_prompt, config.log_prob_chunk)
     _, weights = make_loss(self._log_probs, loss)
-    self._update = jax.jit(loop.make_step(self._objective, optimizer, weights=weights, micro_batches=config.micro_batches),
-                           donate_argnums=0)
+    step = loop.make_step(self._objective, optimizer, weights=weights, micro_batches=config.micro_batches)
+    self._update = jax.jit(loop.guarded(step), donate_argnums=0)
     self._finish = jax.jit(self._finished)
     self._reference = jax.jit(self._reference_units)
     self._choose = jax.jit(self._chosen)
 
   def iteration(self, state: loop.State, draw: Draw) -> tuple[loop.State, dict[str, float]]:
     """One iteration: the new state (the one given is used up) and metrics."""
-    config, clock, number = self.config, time.monotonic, self.memory['drawn']
-    samples, seconds = [], {'rollout': 0.0, 'reward': 0.0}
+    config, number = self.config, self.memory['drawn']
+    samples = []
     for _ in range(1 + config.refills):
-      samples.append(self._sample(state, draw, seconds))
-      useful = [np.flatnonzero(host(sample.spread) >= NO_SPREAD) for sample in samples]
+      samples.append(self._sample(state, draw))
+      useful = [np.flatnonzero(sharding.host(sample.spread) >= NO_SPREAD) for sample in samples]
       if not config.filter_groups or sum(map(len, useful)) >= len(samples[0].spread):
         break
     batch = samples[0].batch
     if config.filter_groups:
       batch = self._choose([sample.batch for sample in samples], *self._rows(useful, len(samples[0].spread)))
     batch['entropy_weight'] = np.tile(np.asarray(self.memory['entropy'], np.float32), (len(batch['old']), 1))
-    batch = self._in_sets(batch)
-    began = clock()
-    key = jax.random.fold_in(jax.random.key(self.seed), number)
-    for epoch in range(config.inner_epochs):
+    with self.times.of('update'):
+      state, first, values = self._updates(state, self._in_sets(batch), jax.random.fold_in(jax.random.key(self.seed), number))
+    metrics = first | _means(jax.device_get([sample.metrics for sample in samples]))
+    metrics |= {name: values[name] for name in ('skipped', 'skipped_in_a_row')}
+    # Later epochs are where ratios leave 1; the first update shows whether decoder and trainer agree.
+    if config.inner_epochs * config.minibatches > 1:
+      metrics |= {f'last.{name}': value for name, value in values.items() if name.startswith(('clipped', 'ratio'))}
+    self._steer_entropy(metrics)
+    groups = sum(len(sample.spread) for sample in samples)
+    metrics |= {'rollouts': groups * self.advantage.group_size, 'zero_spread': 1.0 - sum(map(len, useful)) / groups}
+    return state, {name: float(value) for name, value in metrics.items()}
+
+  def _updates(self, state: loop.State, batch: Any, key: jax.Array) -> tuple[loop.State, dict[str, Any], dict[str, Any]]:
+    """All updates on one batch of sets: the new state and the metrics of the first and of the last of them."""
+    config, found = self.config, []
+    for _ in range(config.inner_epochs):
       for part in range(config.minibatches):
         # Advantages are known already, so any cut is right.
         piece = jax.tree.map(lambda a, part=part: a[part::config.minibatches], batch)
         state, values = self._update(state, piece, key)
-        if epoch == 0 and part == 0:
-          first = values
-    metrics = jax.device_get(first) | _means(jax.device_get([sample.metrics for sample in samples]))
-    # Later epochs are where ratios leave 1; the first update shows whether decoder and trainer agree.
-    if config.inner_epochs * config.minibatches > 1:
-      metrics |= {f'last.{name}': value for name, value in jax.device_get(values).items()
-                  if name.startswith(('clipped', 'ratio'))}
-    self._steer_entropy(metrics)
-    groups = sum(len(sample.spread) for sample in samples)
-    metrics |= {'rollouts': groups * self.advantage.group_size, 'zero_spread': 1.0 - sum(map(len, useful)) / groups}
-    metrics |= {f'seconds.{name}': value for name, value in seconds.items()} | {'seconds.update': clock() - began}
-    return state, {name: float(value) for name, value in metrics.items()}
+        found.append(values)
+    return state, *jax.device_get((found[0], found[-1]))
 
-  def _sample(self, state: loop.State, draw: Draw, seconds: dict[str, float]) -> Sample:
-    """Answers to the next batch of prompts, with rewards and advantages; adds to the seconds that its parts took."""
-    clock, group = time.monotonic, self.advantage.group_size
-    began = clock()
-    number = self.memory['drawn']
-    prompts, asked = draw(number)
+  def _sample(self, state: loop.State, draw: Draw) -> Sample:
+    """Answers to the next batch of prompts, with rewards and advantages."""
+    group, number = self.advantage.group_size, self.memory['drawn']
+    with self.times.of('data'):
+      prompts, asked = draw(number)
     self.memory['drawn'] = number + 1
     rows = prompts.text.shape[0] * group
     requests = (np.arange(rows) + number * rows).astype(np.uint32)
-    completions = self.decoder.rollout(loop.whole(state), prompts, requests, self.seed, group=group)
-    jax.block_until_ready(completions.tokens.text)
-    rolled = clock()
-    hosted = self._host(prompts, completions, requests, seconds)
+    with self.times.of('rollout'):
+      completions = self.decoder.rollout(loop.whole(state), prompts, requests, self.seed, group=group)
+      jax.block_until_ready(completions.tokens.text)
+    with self.times.of('reward'):
+      return self._rewarded(state, prompts, asked, completions, requests)
+
+  def _rewarded(self, state: loop.State, prompts: TokenBatch, asked: np.ndarray, completions: Completions,
+                requests: np.ndarray) -> Sample:
+    """What the update needs of some answers."""
+    hosted = self._host(prompts, completions, requests)
     tokens = join(prompts, completions)
     reference = None
     if self.reference is not None:  # what stands still is shared with the policy
       reference = self._reference(loop.whole(state | {'params': self.reference}), self._in_sets(tokens))
-    sample = Sample(*self._finish(self.judge, tokens, completions, np.repeat(np.asarray(asked), group), hosted, reference))
+    asked = np.repeat(np.asarray(asked), self.advantage.group_size)
+    sample = Sample(*self._finish(self.judge, tokens, completions, asked, hosted, reference))
     jax.block_until_ready(sample.batch)
-    seconds['rollout'] += rolled - began
-    seconds['reward'] += clock() - rolled
     return sample
 
   def _finished(self, judge: Params, tokens: TokenBatch, completions: Completions, asked: jax.Array,
@@ -250,19 +257,15 @@ class Trainer:
       found[name] = checked(name, value, shape)
     return found
 
-  def _host(self, prompts: TokenBatch, completions: Completions, requests: np.ndarray,
-            seconds: dict[str, float]) -> dict[str, np.ndarray]:
-    """What the rewards on the host give; adds to the seconds that the transfer and they took."""
+  def _host(self, prompts: TokenBatch, completions: Completions, requests: np.ndarray) -> dict[str, np.ndarray]:
+    """What the rewards on the host give."""
     if not self._hosted:
       return {}
-    began = time.monotonic()
-    answers = conversations(prompts, completions, self.decoder.layout, requests)
-    moved = time.monotonic()
-    found = {name: checked(name, reward.score(answers), (len(answers), self.config.max_steps))
-             for name, reward in self._hosted.items()}
-    for name, value in (('host_transfer', moved - began), ('host_reward', time.monotonic() - moved)):
-      seconds[name] = seconds.get(name, 0.0) + value
-    return found
+    with self.times.of('host_transfer'):
+      answers = conversations(prompts, completions, self.decoder.layout, requests)
+    with self.times.of('host_reward'):
+      return {name: checked(name, reward.score(answers), (len(answers), self.config.max_steps))
+              for name, reward in self._hosted.items()}
 
   def _in_sets(self, rows: Any) -> Any:
     """Rows [R,...] as sets of neighbours [U,S,...] that stay together in every update and on one device, so that their prompt is
@@ -321,7 +324,7 @@ def _means(found: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def conversations(prompts: TokenBatch, completions: Completions, layout_: layout.Layout,
                   requests: np.ndarray) -> list[Conversation]:
   """Prompts [P,T] and their R completions read back on the host, the answer in the last turn; ids are the requests."""
-  tokens = jax.tree.map(host, completions.tokens)
+  tokens = sharding.host(completions.tokens)
   asked = [layout.turns_of(jax.tree.map(lambda a, row=row: np.asarray(a)[row], prompts), layout_)
            for row in range(len(prompts.text))]
   group = len(tokens.text) // len(asked)

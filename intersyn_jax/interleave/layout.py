@@ -46,6 +46,8 @@ class Tokenizer(typing.Protocol):
 
   def encode(self, text: str) -> list[int]: ...
 
+  def encode_all(self, texts: Sequence[str]) -> list[list[int]]: ...
+
   def decode(self, ids: Sequence[int]) -> str: ...
 
   def special(self, name: str) -> int: ...
@@ -193,18 +195,24 @@ FILL = {'turn': -1, 'step': -1}
 
 
 class _Writer:
-  """Collects the positions of one document, run by run: positions that have all but their ids or codes in common."""
+  """Collects the positions of documents, run by run: positions that have all but their ids or codes in common."""
 
   def __init__(self, layout: Layout):
     self.layout = layout
-    self.runs: list[tuple[int, int, float, bool, int, int]] = []  # positions, modality, loss, forced, turn, step
-    self.text: list[int] = []  # of every position
-    self.codes: list[tuple[int, np.ndarray]] = []  # where a run of codes begins, and those
-    self.features = 0
+    self.runs: list[tuple[int, float, bool, int, int]] = []  # modality, loss, forced, turn, step
+    self.text: list[Sequence[int]] = []  # ids of every run
+    self.words: list[tuple[int, str]] = []  # number of a run whose ids are not known yet, and what it says
+    self.codes: list[tuple[int, np.ndarray]] = []  # number of a run of codes, and those
+    self.ends: list[int] = []  # runs up to the end of each document
+    self.features = 0  # in this document
 
   def ids(self, ids: Sequence[int], loss: float, turn: int, step: int = -1, forced: bool = False) -> None:
-    self.runs.append((len(ids), TEXT, loss, forced, turn, step))
-    self.text += ids
+    self.runs.append((TEXT, loss, forced, turn, step))
+    self.text.append(ids)
+
+  def say(self, text: str, loss: float, turn: int, step: int = -1) -> None:
+    self.words.append((len(self.runs), text))
+    self.ids((), loss, turn, step)
 
   def image(self, image: Image, loss: float, turn: int, step: int = -1, features: bool = False) -> None:
     block = self.layout.block
@@ -222,9 +230,9 @@ class _Writer:
       if not is_code:
         self.ids(entries, loss * self.layout.trains_forced, turn, step, forced=True)
         continue
-      self.runs.append((len(entries), FEATURES if features else CODES, loss, False, turn, step))
-      self.codes.append((len(self.text), places[place:place + len(entries)]))
-      self.text += [0] * len(entries)
+      self.codes.append((len(self.runs), places[place:place + len(entries)]))
+      self.runs.append((FEATURES if features else CODES, loss, False, turn, step))
+      self.text.append((0,) * len(entries))
       place += len(entries)
 
   def _codes(self, image: Image) -> np.ndarray:
@@ -243,8 +251,7 @@ class _Writer:
     """Segments one after another, the first behind its lead."""
     for number, segment in enumerate(segments):
       if isinstance(segment, Text):
-        text = segment.text if number else lead.text + segment.text
-        self.ids(self.layout.tokenizer.encode(text), loss, turn)
+        self.say(segment.text if number else lead.text + segment.text, loss, turn)
         continue
       if not number:
         self.ids(lead.image, loss, turn)
@@ -258,28 +265,45 @@ class _Writer:
     think, think_end, vis, vis_end = self.layout.tags
     for step, (text, image) in enumerate(steps_of(answer)):
       if text is not None:
-        self.ids([think, *self.layout.tokenizer.encode(text), think_end], 1.0, turn, step)
+        self.ids([think], 1.0, turn, step)
+        self.say(text, 1.0, turn, step)
+        self.ids([think_end], 1.0, turn, step)
       if image is not None:
         self.ids([vis], 1.0, turn, step)
         self.image(image, 1.0, turn, step)
         self.ids([vis_end], 1.0, turn, step)
 
-  def document(self) -> TokenBatch:
-    length = len(self.text)
-    sizes, *columns = zip(*self.runs, strict=True)
+  def end(self) -> None:
+    """What follows is another document."""
+    self.ends.append(len(self.runs))
+    self.features = 0
+
+  def documents(self) -> tuple[TokenBatch, np.ndarray]:
+    """All documents end to end, fields [T], and the length of each. Words are encoded here, all of them in one call."""
+    if self.words:
+      runs, texts = zip(*self.words, strict=True)
+      for run, ids in zip(runs, self.layout.tokenizer.encode_all(texts), strict=True):
+        self.text[run] = ids
+    sizes = np.fromiter(map(len, self.text), np.int64, len(self.text))
+    after = np.cumsum(sizes)
+    length = int(after[-1])
     kinds = (np.int8, np.float32, bool, np.int32, np.int32)
     modality, loss, forced, turn, step = (
-        np.repeat(np.asarray(column, kind), sizes) for column, kind in zip(columns, kinds, strict=True))
+        np.repeat(np.asarray(column, kind), sizes) for column, kind in zip(zip(*self.runs, strict=True), kinds, strict=True))
     codes = np.zeros((length, self.layout.block.depth), np.int32)
-    for start, run in self.codes:
-      codes[start:start + len(run)] = run
-    return TokenBatch(
-        text=np.asarray(self.text, np.int32), codes=codes, modality=modality, loss=loss, forced=forced,
-        document=np.ones(length, np.int32), position=np.arange(length, dtype=np.int32), turn=turn, step=step)
+    for run, found in self.codes:
+      codes[after[run] - len(found):after[run]] = found
+    ends = after[np.asarray(self.ends) - 1]
+    lengths = np.diff(ends, prepend=0)
+    position = np.arange(length, dtype=np.int32) - np.repeat((ends - lengths).astype(np.int32), lengths)
+    text = np.fromiter(itertools.chain.from_iterable(self.text), np.int32, length)
+    return TokenBatch(text=text, codes=codes, modality=modality, loss=loss, forced=forced,
+                      document=np.ones(length, np.int32), position=position, turn=turn, step=step), lengths
 
 
-def _write(turns: Sequence[Turn], layout: Layout, *, drop_question: bool, closed: bool) -> TokenBatch:
-  writer, template = _Writer(layout), layout.template
+def _write(writer: _Writer, turns: Sequence[Turn], *, drop_question: bool, closed: bool) -> None:
+  """Adds one document."""
+  template = writer.layout.template
   for number, turn in enumerate(turns):
     if drop_question and not number:
       writer.ids(template.null[:1], 0.0, -1)
@@ -288,12 +312,21 @@ def _write(turns: Sequence[Turn], layout: Layout, *, drop_question: bool, closed
       writer.ids(template.between if number else template.start, 0.0, number or -1)
       writer.ids(template.user, 0.0, number)
       if not drop_question:
-        writer.said(turn.question, template.question, 0.0, number, layout.features)
+        writer.said(turn.question, template.question, 0.0, number, writer.layout.features)
       writer.ids(template.model, 0.0, number)
     if closed or number < len(turns) - 1:
       writer.answer(turn.answer, number)
       writer.ids(template.end, 1.0, number)
-  return writer.document()
+  writer.end()
+
+
+def _one(conversation: Conversation, layout: Layout, *, drop_question: bool, closed: bool) -> TokenBatch:
+  try:
+    writer = _Writer(layout)
+    _write(writer, conversation.turns, drop_question=drop_question, closed=closed)
+    return writer.documents()[0]
+  except UserError as error:
+    raise UserError(f'record {conversation.id}: {error}') from error
 
 
 def tokenise(conversation: Conversation, layout: Layout, *, drop_question: bool = False) -> TokenBatch:
@@ -307,23 +340,31 @@ def tokenise(conversation: Conversation, layout: Layout, *, drop_question: bool 
   Raises:
     UserError: an image without codes or with codes of another tokenizer; the record is named.
   """
+  return _one(conversation, layout, drop_question=drop_question, closed=True)
+
+
+def tokenise_all(conversations: Sequence[Conversation], layout: Layout, *,
+                 drop_question: bool = False) -> tuple[TokenBatch, np.ndarray]:
+  """The documents that `tokenise` gives, end to end, and the length of each; several times as quick for many."""
+  writer = _Writer(layout)
   try:
-    return _write(conversation.turns, layout, drop_question=drop_question, closed=True)
-  except UserError as error:
-    raise UserError(f'record {conversation.id}: {error}') from error
+    for conversation in conversations:
+      _write(writer, conversation.turns, drop_question=drop_question, closed=True)
+    return writer.documents()
+  except UserError:
+    for conversation in conversations:  # to name the record
+      tokenise(conversation, layout, drop_question=drop_question)
+    raise
 
 
 def prompt(conversation: Conversation, layout: Layout) -> TokenBatch:
   """Writes a conversation up to where its last answer begins, which is left out: ready to be decoded."""
-  try:
-    return _write(conversation.turns, layout, drop_question=False, closed=False)
-  except UserError as error:
-    raise UserError(f'record {conversation.id}: {error}') from error
+  return _one(conversation, layout, drop_question=False, closed=False)
 
 
 def null_prompt(layout: Layout) -> TokenBatch:
   """The context of the unguided branch, up to the begin token of an image."""
-  return _write([Turn(())], layout, drop_question=True, closed=False)
+  return _one(Conversation('', '', (Turn(()),)), layout, drop_question=True, closed=False)
 
 
 def stack(documents: Sequence[TokenBatch], length: int, *, left: bool = False) -> TokenBatch:

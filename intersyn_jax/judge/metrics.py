@@ -1,4 +1,4 @@
-"""How close a judge comes to the truth: the measures of the InterSyn paper (papers/intersyn.md, 3.3), each with an
+"""How close a judge comes to the truth: the measures of the InterSyn paper, each with an
 interval, of SynJudge and of every baseline in one table, and how well it ranks the answers to one prompt.
 
 Statistics by scipy. Intervals are 95 % percentile bootstraps over answers (over prompts in `rank_tau`), from the draws

@@ -1,4 +1,4 @@
-"""The rubric as a prompt for a general vision model (InterSyn, SynJudge's rubric; papers/intersyn.md 3.2), in our own words.
+"""The rubric as a prompt for a general vision model (InterSyn, SynJudge's rubric), in our own words.
 
 A conversation becomes one message, with texts and pictures in their order. What is judged stands between marks that are
 drawn from its own content, so that no text in it can close them.

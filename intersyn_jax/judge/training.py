@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from intersyn_jax import sharding
 from intersyn_jax.errors import UserError
 from intersyn_jax.interleave.layout import FILL, TokenBatch, stack
 from intersyn_jax.interleave.types import DIMENSIONS
@@ -269,7 +270,7 @@ def judge_all(judge: SynJudge, params: Params, documents: Sequence[TokenBatch], 
     if width not in programs:
       programs[width] = jax.jit(functools.partial(of, judge.narrow(width)))
     found = programs[width](params, stack([documents[i] for i in chunk], width))
-    parts.append([np.asarray(a)[:len(order) - first] for a in found])
+    parts.append([a[:len(order) - first] for a in sharding.host(found)])
   back = np.argsort(order)
   return Judged(*(np.concatenate(column)[back] for column in zip(*parts, strict=True)))
 

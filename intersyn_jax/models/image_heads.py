@@ -19,7 +19,7 @@ from flax import nnx
 from intersyn_jax.errors import UserError
 from intersyn_jax.models.definition import constant, normal, param, stacked
 from intersyn_jax.models.image_embeddings import Projector
-from intersyn_jax.models.trunk import LayerNorm, Trunk, attend, project
+from intersyn_jax.models.trunk import LayerNorm, Trunk, attend, project, remade
 
 if typing.TYPE_CHECKING:
   from intersyn_jax.models.unified import ModelConfig
@@ -95,7 +95,7 @@ class _DeepHead(nnx.Module):
 
 
 class ResidualHead(_DeepHead):
-  """After VILA-U (papers/unified_grpo 5.2), with the trunk's kind of layers and a table of its own; for models trained from
+  """After VILA-U (Unified GRPO), with the trunk's kind of layers and a table of its own; for models trained from
   nothing."""
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
@@ -104,7 +104,8 @@ class ResidualHead(_DeepHead):
     self.hidden_kernel = param(rngs, (w, w), ('embed', 'width'))
     self.code_embedding = param(rngs, (config.codebook, w), ('codes', 'width'), normal(w ** -0.5))
     self.depth_embedding = param(rngs, (config.depth, w), ('places', 'width'), normal(w ** -0.5))
-    self.depth_trunk = Trunk(dataclasses.replace(trunk, layers=max(1, trunk.layers // 4), remat='none'), rngs)
+    remat = config.head_remat or trunk.remat
+    self.depth_trunk = Trunk(dataclasses.replace(trunk, layers=max(1, trunk.layers // 4), remat=remat), rngs)
     self.head = param(rngs, (w, config.codebook), ('embed', 'codes'), normal(0.02))
 
   def states(self, hidden: jax.Array, codes: jax.Array, embedding: nnx.Module) -> jax.Array:
@@ -165,6 +166,7 @@ class DepthHead(_DeepHead):
     w, heads = width or d, heads or config.trunk.heads
     if w % heads:
       raise UserError(f'model.image_head `depth`: its width {w} is no multiple of its {heads} heads')
+    self.remat = config.head_remat or config.trunk.remat
     self.hidden_kernel = param(rngs, (d, w), ('embed', 'width'))
     self.hidden_bias = param(rngs, (w,), ('width',), constant(0.0))
     self.code_kernel = param(rngs, (code_width or d, w), ('embed', 'width'))
@@ -184,7 +186,8 @@ class DepthHead(_DeepHead):
     x = x + self.depth_embedding[...].astype(x.dtype)[:depth]
     graph, params = nnx.split(self.layers)
     visible = _causal(rows, depth)
-    x, _ = jax.lax.scan(lambda x, layer: (nnx.merge(graph, layer)(x, visible), None), x, params)
+    block = remade(lambda x, layer: (nnx.merge(graph, layer)(x, visible), None), self.remat)
+    x, _ = jax.lax.scan(block, x, params)
     return self.norm(x)
 
   def logits_of(self, states: jax.Array) -> jax.Array:

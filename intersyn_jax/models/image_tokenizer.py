@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from intersyn_jax import sharding
 from intersyn_jax.errors import UserError
 from intersyn_jax.models.definition import Definition, Params, constant, normal, param
 
@@ -143,7 +144,7 @@ def in_chunks(function: Callable[[Any], jax.Array], rows: np.ndarray, chunk: int
   for start in range(0, len(rows), chunk):
     part = rows[start:start + chunk]
     padded = np.concatenate([part, np.zeros((chunk - len(part), *part.shape[1:]), part.dtype)])
-    parts.append(np.asarray(function(padded))[:len(part)])
+    parts.append(sharding.host(function(padded))[:len(part)])
   return np.concatenate(parts)
 
 

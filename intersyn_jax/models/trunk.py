@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from intersyn_jax import sharding
 from intersyn_jax.errors import UserError
-from intersyn_jax.models import quantised
+from intersyn_jax.models import attention, quantised
+from intersyn_jax.models.attention import Documents
 from intersyn_jax.models.definition import Params, constant, param, stacked
 
-_REMAT = {
+REMAT = {
     'none': None,
     'full': jax.checkpoint_policies.nothing_saveable,
     'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -77,8 +80,8 @@ class TrunkConfig:
   def __post_init__(self):
     if self.heads % self.kv_heads:
       raise UserError(f'model.heads {self.heads} is no multiple of model.kv_heads {self.kv_heads}')
-    if self.remat not in _REMAT:
-      raise UserError(f'model.remat {self.remat!r} is none of {", ".join(_REMAT)}')
+    if self.remat not in REMAT:
+      raise UserError(f'model.remat {self.remat!r} is none of {", ".join(REMAT)}')
     if self.activation not in _ACTIVATIONS:
       raise UserError(f'model.activation {self.activation!r} is none of {", ".join(_ACTIVATIONS)}')
     if self.lora_rank < 0 or self.lora_alpha <= 0:
@@ -136,11 +139,16 @@ def rotate(x: jax.Array, position: jax.Array, base: float, scale: float = 1.0) -
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
-def attend(queries: jax.Array, keys: jax.Array, values: jax.Array, visible: jax.Array) -> jax.Array:
+def attend(queries: jax.Array, keys: jax.Array, values: jax.Array, visible: jax.Array | Documents) -> jax.Array:
   """Grouped-query attention: queries [B,N,T,H], keys and values [B,K,S,H], visible bool[B,T,S] -> [B,N,T,H].
 
-  A query that sees nothing (padding) gets a mean of what is there, which nobody reads.
+  A query that sees nothing (padding) gets a mean of what is there, which nobody reads. Where `visible` is told by documents,
+  the kernel of `models.attention` attends, if the device has it.
   """
+  if isinstance(visible, Documents):
+    if attention.has_kernel(queries, queries.shape[-1]):
+      return attention.attend(queries, keys, values, visible)
+    visible = visible.matrix()
   b, n, t, h = queries.shape
   k, s = keys.shape[1:3]
   grouped = queries.reshape(b, k, (n // k) * t, h)
@@ -153,12 +161,17 @@ def attend(queries: jax.Array, keys: jax.Array, values: jax.Array, visible: jax.
   return (jnp.einsum('bkqs,bksh->bkqh', weights, values).reshape(b, n, t, h) / total).astype(queries.dtype)
 
 
+def remade(body: Callable[..., Any], remat: str) -> Callable[..., Any]:
+  """The body of a scan over layers, of which the backward pass makes again what `TrunkConfig.remat` does not keep."""
+  return body if remat == 'none' else jax.checkpoint(body, policy=REMAT[remat])
+
+
 def project(x: jax.Array, kernel: nnx.Param) -> jax.Array:
   """x [...,a] times kernel [a,b], quantised or not. Rows are flattened first: the gradient of a plain matrix product is twice as
   fast on CPU."""
   rows, held = x.reshape(-1, x.shape[-1]), kernel[...]
   y = quantised.product(rows, held) if quantised.is_quantised(held) else rows @ held.astype(x.dtype)
-  return y.reshape(*x.shape[:-1], y.shape[-1])
+  return sharding.spread(y).reshape(*x.shape[:-1], y.shape[-1])
 
 
 class Layer(nnx.Module):
@@ -237,33 +250,34 @@ class Trunk(nnx.Module):
     self.layers = stacked(lambda rngs: Layer(config, rngs), config.layers, rngs)
     self.norm = RMSNorm(config, rngs)
 
-  def __call__(self, x: jax.Array, position: jax.Array, visible: jax.Array, before: LayerCache | None = None) -> jax.Array:
-    """x [B,T,d], position int[B,T], visible bool[B,T,T] -> hidden [B,T,d].
+  def __call__(self, x: jax.Array, position: jax.Array, visible: jax.Array | Documents,
+               before: LayerCache | None = None) -> jax.Array:
+    """x [B,T,d], position int[B,T], visible bool[B,T,T] or the documents that tell it -> hidden [B,T,d].
 
     Rows may go on from what `read` gave of P rows: those of each are B/P neighbours, and visible is bool[B,T,S+T].
     """
     return self.norm(self._scan(x, position, visible, before)[0])
 
-  def read(self, x: jax.Array, position: jax.Array, visible: jax.Array) -> tuple[jax.Array, LayerCache]:
+  def read(self, x: jax.Array, position: jax.Array, visible: jax.Array | Documents) -> tuple[jax.Array, LayerCache]:
     """Hidden [P,S,d], and keys and values [L,P,K,S,H] for others to go on from."""
     x, caches = self._scan(x, position, visible, keep=True)
     return self.norm(x), caches
 
-  def _scan(self, x: jax.Array, position: jax.Array, visible: jax.Array, before: LayerCache | None = None,
+  def _scan(self, x: jax.Array, position: jax.Array, visible: jax.Array | Documents, before: LayerCache | None = None,
             keep: bool = False) -> tuple[jax.Array, LayerCache | None]:
     graph, params = nnx.split(self.layers)
+    if isinstance(visible, Documents) and not attention.has_kernel(x, self.config.head_width):
+      visible = visible.matrix()  # once, and not in every layer
 
     def body(x: jax.Array, inputs: tuple[Params, LayerCache | None]) -> tuple[jax.Array, LayerCache | None]:
       layer, old = inputs
       room, index = (None, 0) if old is None else (_with_room(old, *x.shape[:2]), old.keys.shape[2])
-      x, cache = nnx.merge(graph, layer)(x, position, visible, room, index)
-      return x, cache if keep else None
+      x, cache = nnx.merge(graph, layer)(sharding.spread(x), position, visible, room, index)
+      return sharding.spread(x), cache if keep else None
 
-    if self.config.remat != 'none':
-      body = jax.checkpoint(body, policy=_REMAT[self.config.remat])
-    return jax.lax.scan(body, x, (params, before))
+    return jax.lax.scan(remade(body, self.config.remat), x, (params, before))
 
-  def prefill(self, x: jax.Array, position: jax.Array, visible: jax.Array) -> tuple[jax.Array, list[LayerCache]]:
+  def prefill(self, x: jax.Array, position: jax.Array, visible: jax.Array | Documents) -> tuple[jax.Array, list[LayerCache]]:
     """The same, also returning the keys and values [B,K,T,H] of every layer."""
     caches = []
     for layer in self.unstack():
@@ -292,8 +306,6 @@ def _with_room(cache: LayerCache, rows: int, free: int) -> LayerCache:
   return LayerCache(fit(cache.keys), fit(cache.values))
 
 
-def same_document(document: jax.Array) -> jax.Array:
-  """Who sees whom in packed rows: bool[B,T,T], causal, inside one document, nobody sees padding."""
-  t = document.shape[1]
-  causal = jnp.arange(t)[:, None] >= jnp.arange(t)[None, :]
-  return causal & (document[:, :, None] == document[:, None, :]) & (document[:, None, :] > 0)
+def same_document(document: jax.Array) -> Documents:
+  """Who sees whom in packed rows [B,T]: causal, inside one document, nobody sees padding."""
+  return Documents(document, document)

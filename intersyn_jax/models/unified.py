@@ -14,12 +14,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from intersyn_jax import sharding
 from intersyn_jax.errors import UserError
 from intersyn_jax.interleave.layout import CODES, FEATURES, TokenBatch
+from intersyn_jax.models.attention import Documents
 from intersyn_jax.models.definition import Definition, normal, param
 from intersyn_jax.models.image_embeddings import EMBEDDINGS, Projector
 from intersyn_jax.models.image_heads import HEADS
-from intersyn_jax.models.trunk import LayerCache, Trunk, TrunkConfig, same_document
+from intersyn_jax.models.trunk import REMAT, LayerCache, Trunk, TrunkConfig, same_document
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +40,7 @@ class ModelConfig:
     embedding_scale: text and image embeddings are multiplied by it (Gemma).
     tied: the text head, and the image head if it is `flat`, are the embeddings transposed.
     param_dtype: of all parameters where they are held.
+    head_remat: `TrunkConfig.remat` for the layers of the image head; '' is that of the trunk.
   """
 
   trunk: TrunkConfig
@@ -52,6 +55,11 @@ class ModelConfig:
   embedding_scale: float = 1.0
   tied: bool = False
   param_dtype: str = 'float32'
+  head_remat: str = ''
+
+  def __post_init__(self):
+    if self.head_remat and self.head_remat not in REMAT:
+      raise UserError(f'model.head_remat {self.head_remat!r} is none of {", ".join(REMAT)}')
 
 
 def places_of(modality: jax.Array) -> jax.Array:
@@ -141,10 +149,10 @@ class Backbone(nnx.Module):
     """
     x = self.embed(batch.text, batch.codes, batch.modality, places_of(batch.modality))
     x = self.mix(x, self.empty_recent(x.shape[0]), batch.position)
-    visible = same_document(batch.document)
     first = lambda a: a.reshape(-1, share, *a.shape[1:])[:, 0, :prompt]
-    hidden, before = self.trunk.read(first(x), first(batch.position), first(visible)[..., :prompt])
-    rest = self.trunk(x[:, prompt:], batch.position[:, prompt:], visible[:, prompt:], before)
+    hidden, before = self.trunk.read(first(x), first(batch.position), same_document(first(batch.document)))
+    visible = Documents(batch.document[:, prompt:], batch.document)
+    rest = self.trunk(x[:, prompt:], batch.position[:, prompt:], visible, before)
     return jnp.concatenate([jnp.repeat(hidden[:, -1:], share, axis=0), rest[:, :-1]], axis=1)
 
   def prefill(self, batch: TokenBatch, features: jax.Array | None = None) -> tuple[jax.Array, Cache]:
@@ -220,16 +228,16 @@ def define(config: ModelConfig) -> Definition:
 
 
 def by_chunks(score: Callable[[Any], Any], pieces: Any, chunk: int) -> Any:
-  """score(pieces), `chunk` of the entries of their first axis at a time (0: all at once); what a chunk builds is not kept for the
-  backward pass either."""
-  size = len(jax.tree.leaves(pieces)[0])
+  """score(pieces) of arrays [B,T,...], `chunk` positions of every row at a time (0: all at once); what a chunk builds is not kept
+  for the backward pass either. All rows are in every chunk, so that each stays on the devices that hold it."""
+  size = jax.tree.leaves(pieces)[0].shape[1]
   if not chunk or chunk >= size:
     return score(pieces)
   count = -(-size // chunk)
-  padded = jax.tree.map(lambda a: jnp.pad(a, [(0, count * chunk - size)] + [(0, 0)] * (a.ndim - 1)), pieces)
-  split = jax.tree.map(lambda a: a.reshape(count, chunk, *a.shape[1:]), padded)
-  out = jax.lax.map(jax.checkpoint(score), split)
-  return jax.tree.map(lambda a: a.reshape(count * chunk, *a.shape[2:])[:size], out)
+  padded = jax.tree.map(lambda a: jnp.pad(a, [(0, 0), (0, count * chunk - size)] + [(0, 0)] * (a.ndim - 2)), pieces)
+  split = jax.tree.map(lambda a: jnp.moveaxis(a.reshape(len(a), count, chunk, *a.shape[2:]), 1, 0), padded)
+  out = jax.lax.map(jax.checkpoint(lambda piece: score(sharding.spread(piece))), split)
+  return jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1).reshape(a.shape[1], count * chunk, *a.shape[3:])[:, :size], out)
 
 
 def position_log_probs(model: UnifiedModel, hidden: jax.Array, batch: TokenBatch, *, chunk: int = 0,
@@ -258,15 +266,13 @@ def log_probs_after(model: UnifiedModel, before: jax.Array, batch: TokenBatch, *
     model: its heads are used.
     before: [B,T,d].
     batch: the tokens scored, [B,T].
-    chunk: positions at a time over B*T; 0 takes all at once.
+    chunk: positions of every row at a time; 0 takes all at once.
     temperature: of text and of image logits.
 
   Returns:
     text log-probs [B,T] (0 where a position holds codes or features), code log-probs [B,T,D] (0 where it holds none), entropy
     [B,T] in nats (of an image position: the sum over its codes; 0 at features, which nobody predicts).
   """
-  flat = lambda a: a.reshape(-1, *a.shape[2:])
-
   def under(logits: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Log-prob and entropy [...] of ids under logits [...,V]."""
     p = jax.nn.log_softmax(logits)
@@ -280,8 +286,7 @@ def log_probs_after(model: UnifiedModel, before: jax.Array, batch: TokenBatch, *
         jnp.any(is_text), lambda: under(model.text_logits(h) / temperature[0], text), lambda: nothing(text))
     code_log_prob, code_entropy = jax.lax.cond(
         jnp.any(is_code), lambda: under(model.code_logits(h, codes) / temperature[1], codes), lambda: nothing(codes))
-    return (jnp.where(is_text, text_log_prob, 0.0), jnp.where(is_code[:, None], code_log_prob, 0.0),
+    return (jnp.where(is_text, text_log_prob, 0.0), jnp.where(is_code[..., None], code_log_prob, 0.0),
             jnp.where(is_code, jnp.sum(code_entropy, axis=-1), jnp.where(is_text, text_entropy, 0.0)))
 
-  out = by_chunks(score, jax.tree.map(flat, (before, batch.text, batch.codes, batch.modality)), chunk)
-  return jax.tree.map(lambda a: a.reshape(*batch.text.shape, *a.shape[1:]), out)
+  return by_chunks(score, (before, batch.text, batch.codes, batch.modality), chunk)

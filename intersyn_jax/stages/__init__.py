@@ -15,6 +15,7 @@ STAGES = {
     'suite': 'answers of a policy, or of another model, scored on a public benchmark',
     'convert': 'a downloaded checkpoint of a public family becomes the policy convert',
     'export': 'a policy becomes a folder like the one that was downloaded; with --data, conversations a data set',
+    'compile': 'the programs of the stages compiled for a TPU pod that is not here: memory, collectives, estimated time',
     'doctor': 'what this machine has, what is missing, what will be used',
 }
 """Every stage of the command line and what it does."""

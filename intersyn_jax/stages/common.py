@@ -14,19 +14,27 @@ import gc
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import resource
+import socket
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ml_collections
 from etils import epath
 
+from intersyn_jax import bucket
 from intersyn_jax.errors import UserError
 from intersyn_jax.stages import PIPELINE
-from intersyn_jax.training.metrics import Clock, MetricsWriter, replace_text
+from intersyn_jax.stages.advice import advised
+from intersyn_jax.training.metrics import Clock, MetricsWriter, read_rows, replace_text
 from intersyn_jax.training.progress import Progress
+
+if TYPE_CHECKING:
+  from intersyn_jax.training.times import Profile
 
 SECTIONS = {
     'data': ('data',),
@@ -44,14 +52,20 @@ SECTIONS = {
 ALONE = {'convert': ('family', 'hf')}
 """Stages beside the pipeline that leave a folder as those of the pipeline do, and all the sections that they use."""
 
-HARMLESS = ('mesh',)
-"""Sections that change where the numbers are computed and not what is computed."""
+HARMLESS = ('mesh', 'profile_steps')
+"""Sections that change where the numbers are computed, or what is seen of it, and not what is computed."""
 
 ASIDE = {'data': ('workers', 'beam')}
 """Fields that change how the work of a section is done and not what comes out."""
 
 REDONE = ('evaluate', 'report')
 """Stages that nothing reads: with other values they are made again."""
+
+HEARTBEAT = 10.0
+"""Seconds between two signs of life in WORKDIR/heartbeat.json, where there is progress."""
+
+SENT = 60.0
+"""Seconds between two times that a work folder in a bucket gets what is new, where there is progress."""
 
 
 def plain(value: Any) -> Any:
@@ -107,7 +121,7 @@ class Run:
 
   Attributes:
     config: the whole configuration (locked ConfigDict).
-    workdir: the work folder.
+    workdir: the work folder; of one in a bucket, this process's copy (`intersyn_jax.bucket`).
     options: flags of the stage that are not configuration (`--question=...`), as text.
     active: True on the one process that writes summaries, metrics and progress.
   """
@@ -115,11 +129,13 @@ class Run:
   def __init__(self, config: ml_collections.ConfigDict, workdir: epath.PathLike,
                options: Mapping[str, str] | None = None):
     self.config = config
-    self.workdir = epath.Path(workdir)
+    self.workdir = bucket.local_copy(workdir)
     self.options = dict(options or {})
     self.active = _process_index() == 0
     self._plain = plain(config)
     self._clock: Clock | None = None  # of the stage that is running
+    self._stage, self._beat = '', float('-inf')
+    self._labels: dict[str, None] = {}  # folders in which the stage writes metrics, in order
 
   # Folders and configuration.
 
@@ -169,6 +185,8 @@ class Run:
       replace_text(path, json.dumps(mine, indent=1))
       replace_text(self.workdir / 'config.json', json.dumps(self._plain, indent=1))
     self._clock = Clock(directory / 'clock.json', active=self.active)
+    self._stage, self._beat, self._labels = stage, float('-inf'), {}
+    self._tick()
 
   # What a stage writes while it runs.
 
@@ -178,12 +196,18 @@ class Run:
     A stage that trains several models names a folder below its own (`warmup/long`).
     """
     report = self.config.get('report', {})
+    self._labels[stage] = None
     return MetricsWriter(self.directory(stage), done, wandb=report.get('wandb', '') or '',
                          name=f'{self.workdir.name}/{stage}', on_write=self._tick, active=self.active)
 
   def progress(self, stage: str, total: int, done: int = 0, unit: str = 'step', label: str = '') -> Progress:
     """A progress line of `total` pieces, of which `done` are complete from an earlier start."""
     return Progress(label or stage, total, done, unit, tick=self._tick, active=self.active)
+
+  def profile(self, label: str) -> Profile:
+    """Traces the steps that `config.profile_steps` names into WORKDIR/<label>/profile."""
+    from intersyn_jax.training.times import Profile  # jax
+    return Profile(self.config.get('profile_steps', ''), self.workdir / label / 'profile')
 
   def reporter(self, stage: str, unit: str) -> Callable[[str, int, int | None], None]:
     """A callback (label, done, total) that keeps one progress line for each label; total None where it is not known."""
@@ -199,11 +223,21 @@ class Run:
   def say(self, text: str) -> None:
     """A line for the person who waits."""
     if self.active:
-      print(text, file=sys.stderr, flush=True)
+      print(bucket.named(text), file=sys.stderr, flush=True)
 
   def _tick(self) -> None:
+    """Called whenever a piece of work is done: keeps the clock, and a heartbeat for whoever watches from outside."""
     if self._clock is not None:
       self._clock.tick()
+    if self.active and time.monotonic() - self._beat >= HEARTBEAT:
+      self._beat = time.monotonic()
+      now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
+      replace_text(self.workdir / 'heartbeat.json', json.dumps(
+          {'time': now, 'stage': self._stage, 'host': socket.gethostname(), 'pid': os.getpid()}))
+    try:
+      bucket.push(every=SENT)
+    except bucket.Unreachable as e:
+      print(f'{e}; this is tried again', file=sys.stderr, flush=True)
 
   # Summaries.
 
@@ -215,15 +249,17 @@ class Run:
   def complete(self, stage: str) -> bool:
     """True where the stage has ended with the values that it would be run with now.
 
-    A stage of `REDONE` must also have ended after all stages before it: it may have been run by hand in between.
+    A stage of `REDONE` must also have read the earlier stages as they are now: they may have been run by hand in between.
     """
     summary = self.summary(stage)
     if summary is None or summary['config_hash'] != self.config_hash(stage):
       return False
-    if stage not in REDONE:
-      return True
+    return stage not in REDONE or summary.get('made_from') == self._made_from(stage)
+
+  def _made_from(self, stage: str) -> str:
+    """Names the ends of all earlier stages as they are now; not by comparing times, for clocks may jump."""
     earlier = [self.summary(name) for name in PIPELINE[:PIPELINE.index(stage)]]
-    return all(s is None or s['finished'] <= summary['finished'] for s in earlier)
+    return fingerprint([summary and summary['finished'] for summary in earlier])
 
   def require(self, *stages: str) -> None:
     """Raises UserError where one of the stages, whose results are needed now, is not complete."""
@@ -236,6 +272,8 @@ class Run:
   def write_summary(self, stage: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Writes WORKDIR/<stage>/summary.json, flat, last of all: the stage is complete from then on."""
     import jax
+
+    from intersyn_jax.training.times import goodput
     devices = jax.devices()
     summary = {
         'stage': stage,
@@ -247,6 +285,11 @@ class Run:
         'peak_rss_mib': peak_rss_mib(),
         'finished': datetime.datetime.now(datetime.UTC).isoformat(timespec='milliseconds'),
     }
+    if stage in REDONE:
+      summary['made_from'] = self._made_from(stage)
+    rows = [row for label in self._labels for row in read_rows(self.workdir / label / 'metrics.jsonl')]
+    if (useful := goodput(rows, summary['seconds'])) is not None:
+      summary['goodput'] = round(useful, 3)
     values = {name: _json_value(value) for name, value in metrics.items()}
     if clash := summary.keys() & values.keys():
       raise ValueError(f'stage {stage} gives metrics with reserved names: {sorted(clash)}')
@@ -266,11 +309,12 @@ def run_stage(run: Run, stage: str) -> dict[str, Any]:
     run.say(f'{stage}: complete')
     return run.summary(stage)
   module = importlib.import_module(f'intersyn_jax.stages.{stage}')
-  run.begin(stage)
-  # A peer may read the folder only when the first process has made it.
-  barrier(f'begin-{stage}')
-  metrics = module.run(run)
-  summary = run.write_summary(stage, metrics)
+  with advised(stage):
+    run.begin(stage)
+    # A peer may read the folder only when the first process has made it.
+    barrier(f'begin-{stage}')
+    metrics = module.run(run)
+    summary = run.write_summary(stage, metrics)
   barrier(f'end-{stage}')
   # Programs and arrays of this stage are of no use to the next; what they hold counts in its peak of memory.
   jax.clear_caches()
@@ -279,11 +323,13 @@ def run_stage(run: Run, stage: str) -> dict[str, Any]:
 
 
 def barrier(name: str) -> None:
-  """Waits until all processes are here; nothing on a single one."""
+  """Waits until all processes are here, and lets each see what files the others have written before."""
   import jax
+  bucket.push()
   if jax.process_count() > 1:
     from jax.experimental import multihost_utils
     multihost_utils.sync_global_devices(name)
+    bucket.pull()
 
 
 def versions() -> str:

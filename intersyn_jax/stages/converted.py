@@ -89,7 +89,7 @@ class Checkpoint:
     """The model as it runs here: with rows for new tokens, and with parameters of this type."""
     model = self._config.model
     trunk = dataclasses.replace(self.original.trunk, dtype=model.dtype, remat=model.remat)
-    return dataclasses.replace(self.original, trunk=trunk, param_dtype=dtype,
+    return dataclasses.replace(self.original, trunk=trunk, param_dtype=dtype, head_remat=model.get('head_remat', ''),
                                vocabulary=self.original.vocabulary + len(self.new_rows))
 
   @functools.cached_property

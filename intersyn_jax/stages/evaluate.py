@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from intersyn_jax import sharding
 from intersyn_jax.data import images
 from intersyn_jax.decoding.decoder import Decoder
 from intersyn_jax.errors import UserError
@@ -251,7 +252,7 @@ def judged(judge: SynJudge, params: Params, batch: TokenBatch, rows: int) -> np.
   parts = []
   for start in range(0, len(batch.text), rows):
     chunk = jax.tree.map(lambda a, start=start: _filled(a[start:start + rows], rows), batch)
-    parts.append(answers_lib.host(judge.jitted(params, chunk).whole))
+    parts.append(sharding.host(judge.jitted(params, chunk).whole))
   return np.concatenate(parts)[:len(batch.text)].astype(np.float32)
 
 

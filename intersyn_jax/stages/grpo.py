@@ -19,7 +19,9 @@ from intersyn_jax.stages import imports
 from intersyn_jax.stages.common import Run
 from intersyn_jax.stages.parts import Parts, policy_folder
 from intersyn_jax.stages.watch import Watch
+from intersyn_jax.training import loop, stopping
 from intersyn_jax.training.optimizer import OptimizerConfig
+from intersyn_jax.training.times import device_memory
 from intersyn_jax.training.tuning import Tuned, TuningConfig
 
 
@@ -101,26 +103,38 @@ def train(run: Run, policy: str) -> dict:
 
   def look() -> None:
     if watch.due(done, grpo.steps):
-      row = watch.look(done, tuned.kept(state))
+      with trainer.times.of('watch'):
+        row = watch.look(done, tuned.kept(state))
       watched.write(done, {name: value for name, value in row.items() if name != 'step'})
 
-  look()
-  while done < grpo.steps and not watch.diverged:
-    state, last = trainer.iteration(state, lambda number: prompts.batch(number, grpo.prompts))
-    done += 1
-    metrics.write(done, last)
-    progress.update(done, reward=last['reward'])
+  times, profile = trainer.times, run.profile(label)
+  with stopping.held():
     look()
-    if done % grpo.checkpoint_every == 0 or done == grpo.steps or watch.diverged:
-      saved.save(state, iteration=done, metrics=last, memory=trainer.memory, watch=watch.history)
+    while done < grpo.steps and not watch.diverged:
+      with profile.step(done + 1, state):
+        state, last = trainer.iteration(state, lambda number: prompts.batch(number, grpo.prompts))
+      done += 1
+      loop.check_skipped(last, saved)
+      look()
+      metrics.write(done, last | times.take() | device_memory())
+      progress.update(done, reward=last['reward'])
+      stops = stopping.wanted()
+      if done % grpo.checkpoint_every == 0 or done == grpo.steps or watch.diverged or stops:
+        with times.of('checkpoint'):
+          saved.begin_save(state, iteration=done, metrics=last, memory=trainer.memory, watch=watch.history)
+      if stops:
+        break
+    profile.close(state)
+    saved.finish()
+    if done < grpo.steps and not watch.diverged:
+      raise stopping.Stopped
   progress.close()
   tuned.keep(state, folder, identity)
   if watch.diverged:
     run.say(f'{policy}: ended after {done} of {grpo.steps} iterations, judge and known world drift apart on the validation split '
             f'(grpo.watch.divergence {grpo.watch.divergence})')
   seen = {f'watch.{name}': value for name, value in (watch.history[-1] if watch.history else {}).items() if name != 'step'}
-  return {name: value for name, value in last.items() if not name.startswith('seconds.')} | seen | {
-      'iterations': done, 'questions': len(prompts.documents)}
+  return last | seen | {'iterations': done, 'questions': len(prompts.documents)}
 
 
 def _fields(kind: type, section: ml_collections.ConfigDict, **given: Any) -> Any:

@@ -137,7 +137,7 @@ def sampler(run: Run, parts: Parts, params: Params, **decoding) -> labelled.Samp
     for first in range(0, len(prompts), rows):
       chunk = [prompts[min(i, len(prompts) - 1)] for i in range(first, first + rows)]
       batch = layout.stack(chunk, width, left=True)
-      done = jax.device_get(decoder.rollout(
+      done = sharding.host(decoder.rollout(
           params, batch, np.arange(first, first + rows, dtype=np.uint32), run.config.seed, group=1).tokens)
       for i in range(min(rows, len(prompts) - first)):
         mine = jax.tree.map(lambda a, i=i: a[i], done)
@@ -177,7 +177,8 @@ def _train(run: Run, parts: Parts, judge: SynJudge, policy: Params, lesson: Less
   batch = training.batches(data, chance, rows=section.rows, length=section.row_length, seed=run.config.seed)
   fresh = judge.definition.init(jax.random.key(run.config.seed), parts.mesh)
   labels = [data.labels[data.dimension == i] for i in range(len(DIMENSIONS))]
-  params = jax.device_put(model.with_prior(model.init_from(policy, fresh), labels), judge.definition.shardings(parts.mesh))
+  prior = jax.jit(lambda params: model.with_prior(params, labels), out_shardings=judge.definition.shardings(parts.mesh))
+  params = prior(model.init_from(policy, fresh))
   settings = OptimizerConfig(**section.optimizer)
   settings = dataclasses.replace(settings, frozen=(*settings.frozen, *lora.frozen_patterns(section.mode)))
   optimizer = make_optimizer(settings, steps)
@@ -187,10 +188,10 @@ def _train(run: Run, parts: Parts, judge: SynJudge, policy: Params, lesson: Less
   saved = checkpoints.Checkpoints(run.directory(place) / 'checkpoints', identity=run.config_hash('judge'))
   with run.metrics(place, saved.latest() or -1) as writer:
     state, _ = loop.fit(
-        step, loop.init_state(params, optimizer), loop.Indexed(batch), steps=steps, seed=run.config.seed,
+        step, loop.init_state(params, optimizer), loop.Indexed(batch, parts.mesh), steps=steps, seed=run.config.seed,
         checkpoints=saved, metrics=writer, metrics_every=section.log_every,
         save_every=section.checkpoint_every, progress=run.progress('judge', steps, max(saved.done, 0), label=name or 'judge'),
-        batch_sharding=sharding.rows(parts.mesh))
+        batch_sharding=sharding.rows(parts.mesh), profile=run.profile(place))
   return state['params']
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import ml_collections
 from etils import epath
 
+from intersyn_jax import bucket
 from intersyn_jax.decoding import generator
 from intersyn_jax.decoding.config import DecodeConfig
 from intersyn_jax.errors import UserError
@@ -39,7 +40,7 @@ class Generator(generator.Generator):
     Raises:
       UserError: no such folder, policy or field.
     """
-    folder = epath.Path(workdir)
+    folder = bucket.local_copy(workdir)
     if not (folder / 'config.json').exists():
       raise UserError(f'{workdir}: no work folder here (it has no config.json); name the --workdir of a run')
     config = ml_collections.ConfigDict(imports.read_back(read_json(folder / 'config.json')))

@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from intersyn_jax import sharding
+from intersyn_jax import bucket, sharding
 from intersyn_jax.data import images, shards
 from intersyn_jax.decoding.config import DecodeConfig
 from intersyn_jax.decoding.decoder import Decoder
@@ -104,7 +104,7 @@ class Parts:
     return converted.folder_of(workdir, converted.IMAGE) if self.checkpoint else workdir / 'tokenizer' / 'checkpoints'
 
   @functools.cached_property
-  def _image_functions(self) -> tuple[Callable[[np.ndarray], np.ndarray], ...]:
+  def image_functions(self) -> tuple[Callable[[np.ndarray], np.ndarray], ...]:
     """Encode and decode, on any number of rows."""
     if self.checkpoint:
       codec = self.checkpoint.codec
@@ -119,11 +119,11 @@ class Parts:
 
   def encode(self, pictures: np.ndarray) -> np.ndarray:
     """uint8[n,H,W,3] -> int32[n,P,D]."""
-    return self._image_functions[0](pictures)
+    return self.image_functions[0](pictures)
 
   def decode(self, codes: np.ndarray) -> np.ndarray:
     """int32[n,P,D] -> uint8[n,H,W,3]."""
-    return self._image_functions[1](codes)
+    return self.image_functions[1](codes)
 
   def eyes(self) -> Eyes:
     """Reads pictures of questions, of any size for a converted family."""
@@ -198,7 +198,7 @@ class Parts:
 
 def identity(folder: epath.PathLike) -> str:
   """Names the weights in a checkpoint folder, for the manifests of what is made with them."""
-  folder = epath.Path(folder)
+  folder = bucket.durable(folder)
   step = checkpoints.latest_step(folder)
   listing = (folder / f'{step}.files.json').read_bytes() if step is not None else b''
   return hashlib.sha256(listing).hexdigest()[:12]

@@ -30,7 +30,7 @@ ALL_DIMENSIONS = (*DIMENSIONS, 'mean')
 PNG = b'\x89PNG\r\n\x1a\n'
 FIRST_CHARTS = 6
 TRAINING = ('tokenizer', 'warmup', 'judge', 'finetune', 'grpo')
-UPKEEP = ('learning_rate', 'gradient_norm', 'seconds')
+UPKEEP = ('learning_rate', 'gradient_norm', 'seconds', 'skipped', 'skipped_in_a_row', 'device_gib', 'device_peak_gib')
 """Curves that say little about the result: they come last, folded away."""
 CARDS = 12
 """Most gallery questions shown."""
@@ -39,8 +39,8 @@ CARDS = 12
 def run(run: Run) -> dict[str, Any]:
   """Writes WORKDIR/report/index.html; the metrics say how large it is and how many parts are missing."""
   text, missing = page(run.workdir, plain(run.config))
-  path = run.directory('report') / 'index.html'
-  replace_text(path, text)
+  if run.active:
+    replace_text(run.directory('report') / 'index.html', text)
   if missing:
     run.say(f'report: without {", ".join(missing)}')
   return {'page_kib': round(len(text) / 1024, 1), 'parts_missing': len(missing)}
@@ -145,7 +145,7 @@ def _stage(workdir: epath.Path, name: str) -> dict[str, Any]:
   summary = _load(workdir / name / 'summary.json', [])
   if not isinstance(summary, dict):
     return {'name': name, 'summary': None, 'figures': []}
-  usual = ('stage', 'seconds', 'devices', 'processes', 'versions', 'config_hash', 'peak_rss_mib', 'finished')
+  usual = ('stage', 'seconds', 'devices', 'processes', 'versions', 'config_hash', 'peak_rss_mib', 'finished', 'made_from')
   values = [(k, charts.number(v) if isinstance(v, float) else str(v)) for k, v in summary.items() if k not in usual]
   memory = summary.get('peak_rss_mib')
   return {'name': name, 'summary': summary, 'time': duration(summary['seconds']), 'figures': values,
@@ -263,7 +263,7 @@ def _curves(workdir: epath.Path, missing: list[str]) -> list[dict[str, Any]]:
 
 def _rank(name: str) -> tuple[int, int, str]:
   for place, word in enumerate(('reward', 'loss')):
-    if word in name:
+    if word in name and not _upkeep(name):
       return place, len(name), name
   return 2, _upkeep(name), name
 

@@ -25,6 +25,7 @@ OPTIONS = {
               'judge', 'people', 'out'),
     'convert': ('from', 'family', 'dtype'),
     'export': ('policy', 'data', 'split', 'out'),
+    'compile': ('topology', 'stage', 'search', 'level', 'out'),
 }
 """Flags of a stage that are not configuration."""
 
@@ -67,7 +68,7 @@ def parse(arguments: list[str]) -> Command:
     return Command(stage, None, workdir, options)
   if not config_spec:
     raise UserError(f'--config is missing: name a configuration, e.g. {EXAMPLE}')
-  if not workdir and stage != 'doctor':
+  if not workdir and stage not in ('doctor', 'compile'):
     raise UserError(f'--workdir is missing: name a folder for the results, e.g. --workdir=runs/{stage}')
   config = load_config(config_spec)
   for field, value in overrides:
@@ -225,19 +226,32 @@ def start_processes() -> None:
   one task, or by a TPU on this machine (jax finds the other hosts of a slice by itself).
 
   Raises:
-    UserError: the three variables are not all there, or no whole numbers.
+    UserError: the three variables are not all there, or no whole numbers; or the heartbeat is none.
   """
   import jax
   env = os.environ
+  patience = {'heartbeat_timeout_seconds': heartbeat()}
   if env.get('JAX_COORDINATOR_ADDRESS'):
     try:
       count, index = int(env['JAX_NUM_PROCESSES']), int(env['JAX_PROCESS_ID'])
     except (KeyError, ValueError):
       raise UserError('JAX_COORDINATOR_ADDRESS is set: set JAX_NUM_PROCESSES and JAX_PROCESS_ID to whole numbers as '
                       'well, or unset it') from None
-    jax.distributed.initialize(env['JAX_COORDINATOR_ADDRESS'], count, index)
+    jax.distributed.initialize(env['JAX_COORDINATOR_ADDRESS'], count, index, **patience)
   elif int(env.get('SLURM_NTASKS', 1)) > 1 or int(env.get('OMPI_COMM_WORLD_SIZE', 1)) > 1 or _tpu_here():
-    jax.distributed.initialize()
+    jax.distributed.initialize(**patience)
+
+
+def heartbeat() -> int:
+  """Seconds after which a process from which nothing is heard counts as lost; INTERSYN_HEARTBEAT_SECONDS changes them.
+
+  Raises:
+    UserError: it is no whole number of at least 2.
+  """
+  text = os.environ.get('INTERSYN_HEARTBEAT_SECONDS', '60')
+  if not text.isdecimal() or int(text) < 2:
+    raise UserError(f'INTERSYN_HEARTBEAT_SECONDS is {text!r}; set it to a whole number of seconds, at least 2')
+  return int(text)
 
 
 def _tpu_here() -> bool:

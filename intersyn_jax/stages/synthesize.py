@@ -19,7 +19,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from intersyn_jax import sharding
+from intersyn_jax import bucket, sharding
 from intersyn_jax.data import manifest
 from intersyn_jax.data.importers import rows
 from intersyn_jax.data.storyworld import language, topics
@@ -45,7 +45,7 @@ def run(run: Run) -> dict[str, Any]:
   windows = [range(start, min(start + config.window, config.conversations))
              for start in range(0, config.conversations, config.window)]
   folder = directory / 'windows'
-  left = [number for number in range(len(windows)) if not record.window_folder(folder, number).exists()]
+  left = [number for number in range(len(windows)) if not record.is_complete(folder, number)]
   barrier(f'{STAGE}-begin')  # all count the same windows before the first new one is there
   mine = left[jax.process_index()::jax.process_count()]
   if left:
@@ -59,6 +59,7 @@ def run(run: Run) -> dict[str, Any]:
                                 on_batch=lambda share, begun=begun, number=number: progress.update(
                                     begun + int(share * len(windows[number]))))
       record.write_window(folder, number, made, twins, loads, parts.decode, similarity=config.duplicate_similarity)
+      bucket.push()
       progress.update(begun + len(windows[number]))
     progress.close()
   barrier(f'{STAGE}-windows')

@@ -41,17 +41,18 @@ def run(run: Run) -> dict:
   if parts.checkpoint:
     return _only_codes(run, parts, splits)
 
-  if not (folder / 'text.json').exists():
+  if run.active and not (folder / 'text.json').exists():
     # Evaluation splits are not read: what they hold must not shape the vocabulary.
     texts = (segment.text for name, split in splits.items() if name not in ('validation', 'test')
              for conversation in split for turn in conversation.turns for segment in _with_captions(turn)
              if segment.text)
     text = TextTokenizer.train(texts, run.config.text.size)
     replace_text(folder / 'text.json', text.dumps())
+  barrier('text-tokenizer')
 
   pictures = _pictures(run, splits)
   last = _train_images(run, parts, pictures)
-  _reconstructions(parts, pictures[:SHOWN], folder / 'reconstructions.png')
+  _reconstructions(run, parts, pictures[:SHOWN])
   _add_codes(run, parts)
   metrics = {'text.size': parts.layout.tokenizer.size, 'image.psnr': _psnr(parts, pictures[:512])}
   return metrics | _flaws(run, parts) | {f'image.{name}': value for name, value in last.items()}
@@ -66,15 +67,16 @@ def _only_codes(run: Run, parts: Parts, splits) -> dict[str, float]:
   pictures = _imported(splits, SHOWN)
   if not len(pictures):
     return {}
-  _reconstructions(parts, pictures, run.directory('tokenizer') / 'reconstructions.png')
+  _reconstructions(run, parts, pictures)
   return {'image.psnr': _psnr(parts, pictures)}
 
 
 def _add_codes(run: Run, parts: Parts) -> None:
   """One process writes the shards, with its own devices, and the others wait: shards have one writer."""
+  local = parts if jax.process_count() == 1 else Parts(run, jax.local_devices())
+  encode, _ = local.image_functions  # in all processes: they read a checkpoint together or not at all
   if run.active:
-    local = parts if jax.process_count() == 1 else Parts(run, jax.local_devices())
-    codes.encode_folder(run.workdir / 'data', run.directory('tokenizer') / 'data', local.encode,
+    codes.encode_folder(run.workdir / 'data', run.directory('tokenizer') / 'data', encode,
                         tokenizer=identity(parts.image_folder), progress=run.reporter('tokenizer', 'record'))
   barrier('codes-added')
 
@@ -92,7 +94,8 @@ def _flaws(run: Run, parts: Parts) -> dict[str, float]:
     return {}
   rows = flaws.measure(parts.encode, parts.decode, codebook=run.config.image.codebook, pixels=data.pixels,
                        jitter=data.jitter, seed=data.seed, answers=FLAW_ANSWERS)
-  replace_text(run.directory('tokenizer') / 'flaws.json', json.dumps(rows, indent=1))
+  if run.active:
+    replace_text(run.directory('tokenizer') / 'flaws.json', json.dumps(rows, indent=1))
   return {f'gold.{name}': rows[0][name] for name in DIMENSIONS}
 
 
@@ -137,19 +140,22 @@ def _train_images(run: Run, parts: Parts, pictures: np.ndarray) -> dict[str, flo
 
   saved = checkpoints.Checkpoints(run.directory('tokenizer') / 'checkpoints', identity=run.config_hash('tokenizer'))
   state, last = loop.fit(
-      image_tokenizer.make_step(parts.image_config, training, optimizer), state, loop.Indexed(batch), steps=image.steps,
-      seed=seed, checkpoints=saved, metrics=run.metrics('tokenizer', saved.done), metrics_every=20,
+      image_tokenizer.make_step(parts.image_config, training, optimizer), state, loop.Indexed(batch, parts.mesh),
+      steps=image.steps, seed=seed, checkpoints=saved, metrics=run.metrics('tokenizer', saved.done), metrics_every=20,
       save_every=max(100, image.steps // 4), progress=run.progress('tokenizer', image.steps, max(saved.done, 0)),
-      batch_sharding=sharding.rows(parts.mesh))
+      batch_sharding=sharding.rows(parts.mesh), profile=run.profile('tokenizer'))
   return last
 
 
-def _reconstructions(parts: Parts, pictures: np.ndarray, path) -> None:
-  """Pictures above what encode and decode make of them, four times enlarged."""
+def _reconstructions(run: Run, parts: Parts, pictures: np.ndarray) -> None:
+  """Writes WORKDIR/tokenizer/reconstructions.png: pictures above what encode and decode make of them, four times enlarged."""
   again = parts.decode(parts.encode(pictures))
+  if not run.active:
+    return
   sheet = np.concatenate([np.concatenate(list(rows), axis=1) for rows in (pictures, again)], axis=0)
   big = PIL.Image.fromarray(sheet).resize((sheet.shape[1] * 4, sheet.shape[0] * 4), PIL.Image.Resampling.NEAREST)
-  part = path.parent / f'{path.name}.part'
+  path = run.directory('tokenizer') / 'reconstructions.png'
+  part = path.parent / f'.{path.name}.part'
   with part.open('wb') as file:
     big.save(file, 'PNG')
-  part.rename(path)
+  part.replace(path)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import jax
 from etils import epath
 
 from intersyn_jax import sharding
@@ -64,19 +63,20 @@ def train(run: Run, parts: Parts, section: Mapping, label: str, folder: epath.Pa
                         too_long='drop', question_weight=section.question_weight)
   rate = section.null_prompt_rate if documents.has_null else 0.0
   batches = iter(Pipeline(documents, rows=section.rows, length=section.row_length, seed=run.config.seed, weights=mix,
-                          null_prompt_rate=rate, process_index=jax.process_index(), process_count=jax.process_count()))
+                          null_prompt_rate=rate, mine=sharding.process_rows(parts.mesh, section.rows)))
   tuned = Tuned(parts.model_config, TuningConfig.of(section), OptimizerConfig(**section.optimizer), steps, parts.mesh)
   loss = next_token_loss(tuned.definition, chunk=section.get('log_prob_chunk', 0))
   step = loop.make_step(loss, tuned.optimizer, micro_batches=section.micro_batches)
   state = tuned.begin(params, run.config.seed)
   del params
-  identity = run.config_hash(folder.relative_to(run.workdir).parts[0])
+  place = str(folder.relative_to(run.workdir))
+  identity = run.config_hash(place.split('/')[0])
   saved = tuned.checkpoints(state, folder, identity)
   state, last = loop.fit(
       step, state, batches, steps=steps, seed=run.config.seed, checkpoints=saved,
-      metrics=run.metrics(str(folder.relative_to(run.workdir)), saved.done), metrics_every=section.log_every,
+      metrics=run.metrics(place, saved.done), metrics_every=section.log_every,
       save_every=section.checkpoint_every, progress=run.progress(label, steps, max(saved.done, 0)),
-      batch_sharding=sharding.rows(parts.mesh), counts=batches.counts)
+      batch_sharding=sharding.rows(parts.mesh), counts=batches.counts, profile=run.profile(place))
   tuned.keep(state, folder, identity)
   del state
   if documents.dropped:

@@ -28,14 +28,16 @@ def main(arguments: list[str]) -> int:
     if name not in STUDIES:
       raise UserError(f'unknown study {name!r}; the studies are {", ".join(STUDIES)}')
     # Lazy: help and mistakes are told before jax is imported.
-    from intersyn_jax.stages import settings
+    from intersyn_jax.stages import processes, settings
     seeds, rest = take_seeds(rest)
     command = settings.parse(['run', *rest])
+    if '://' in command.workdir:
+      raise UserError(f'--workdir={command.workdir}: studies share folders between runs and need a disk; name a folder')
     settings.quiet()
     settings.cache()
-    settings.start_processes()
-    study = importlib.import_module(f'intersyn_jax.studies.{name}')
-    study.run(command.config, command.workdir, seeds, 'python -m intersyn_jax.studies ' + ' '.join(arguments))
+    with processes.joined():
+      study = importlib.import_module(f'intersyn_jax.studies.{name}')
+      study.run(command.config, command.workdir, seeds, 'python -m intersyn_jax.studies ' + ' '.join(arguments))
   except UserError as e:
     print(f'error: {" ".join(str(e).split())}', file=sys.stderr)
     return 2

@@ -1,4 +1,4 @@
-"""SEIR's roles told to a model that has never seen them (the gist of papers/intersyn.md 1.3, in our own words).
+"""SEIR's roles told to a model that has never seen them (the gist of InterSyn's prompts, in our own words).
 
 The prompts of `data.roles` are short tagged lines for a small model that was trained on them. Here each role gets a system
 message: its task, what the labels of its line mean, and how to reply so that the parsers of `data.roles` can read it.

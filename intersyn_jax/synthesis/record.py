@@ -116,6 +116,11 @@ def window_folder(folder: str | os.PathLike[str], number: int) -> pathlib.Path:
   return pathlib.Path(folder) / f'window-{number:05d}'
 
 
+def is_complete(folder: str | os.PathLike[str], number: int) -> bool:
+  """Whether a window is there; of one that was cut on its way to a bucket the file that was written last is missing."""
+  return (window_folder(folder, number) / 'window.json').exists()
+
+
 def write_window(folder: str | os.PathLike[str], number: int, products: Sequence[Product], twins: Sequence[Product],
                  loads: Mapping[str, Load], decode: Decode, *, similarity: float = 1.0) -> None:
   """Writes a window, whole or not at all.
@@ -157,6 +162,7 @@ def write_window(folder: str | os.PathLike[str], number: int, products: Sequence
   (part / 'window.json').write_text(json.dumps(content, indent=1, sort_keys=True))
   for path in part.iterdir():
     manifest.flush(path)
+  shutil.rmtree(target, ignore_errors=True)
   part.rename(target)
   manifest.flush(target.parent)
 

@@ -5,8 +5,11 @@ step counter, whatever else the state holds) and `meta` (JSON: step, data iterat
 Orbax commits a step by renaming it, so a cut write is never seen as a checkpoint. Beside the steps, `<step>.files.json`
 lists sizes and checksums; with it a truncated or changed file is named instead of read.
 
-Saving is synchronous: the loop donates its state to the next step, and on CPU an asynchronous save would read buffers
-that the next step overwrites.
+`begin_save` returns when the arrays are on the host; they are written while training goes on. The loop donates its state to
+the next update, and on CPU the arrays that orbax would write are the very buffers, so that there they are copied first.
+
+Below the copy of a work folder on gs:// all of this lies in the bucket itself (`intersyn_jax.bucket`). There the last file of a
+step marks it as complete, and files are checked by size only: the bucket keeps checksums of its own.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
+from intersyn_jax import bucket
 from intersyn_jax.errors import UserError
 from intersyn_jax.training.trees import abstract, flat, nested, unflat
 
@@ -48,7 +52,7 @@ class Checkpoints:
   """
 
   def __init__(self, folder: epath.PathLike, keep: int = 2, identity: str = ''):
-    self.folder = epath.Path(folder)
+    self.folder = bucket.durable(folder)
     self.identity = identity
     self.folder.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
@@ -56,11 +60,13 @@ class Checkpoints:
     if jax.process_count() > 1:
       multihost_utils.sync_global_devices(f'checkpoints {self.folder}')
     self._manager = ocp.CheckpointManager(
-        self.folder.resolve(),
-        options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False))
+        _absolute(self.folder),
+        options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True))
+    self._begun: int | None = None  # the step that is being written, or whose listing is
 
   def latest(self) -> int | None:
-    """The last complete step, None where there is none."""
+    """The last complete step, None where there is none; waits for one that is being written."""
+    self.finish()
     return self._manager.latest_step()
 
   @property
@@ -70,11 +76,18 @@ class Checkpoints:
     return -1 if step is None else step
 
   def save(self, state: dict[str, Any], *, data: Any = None, **meta: Any) -> None:
-    """Writes `state` (a dict with `params` and `step`) and returns when it is on disk.
+    """As `begin_save`, and returns when all is on disk."""
+    self.begin_save(state, data=data, **meta)
+    self.finish()
+
+  def begin_save(self, state: dict[str, Any], *, data: Any = None, **meta: Any) -> None:
+    """Begins to write `state` (a dict with `params` and `step`), when what was begun before is on disk; `finish` ends it.
 
     `data` is the state of the data iterator (JSON, the same in every process: data order is planned globally). Other
     keywords go to the metadata as they are; they must be JSON.
     """
+    self.finish()
+    bucket.push()  # curves reach as far as any checkpoint that is there
     step = int(state['step'])
     params = flat(state['params'])
     rest = flat({name: value for name, value in state.items() if name != 'params'})
@@ -85,10 +98,27 @@ class Checkpoints:
     meta = json.loads(json.dumps(meta, default=_plain))
     if jax.process_index() == 0:  # of a step that the user deleted; a new one must not be checked against it
       (self.folder / f'{step}.files.json').unlink(missing_ok=True)
-    self._manager.save(step, args=ocp.args.Composite(
-        params=ocp.args.PyTreeSave(nested(params)), state=ocp.args.PyTreeSave(nested(rest)),
-        meta=ocp.args.JsonSave(meta)))
-    self._manager.wait_until_finished()
+    if jax.default_backend() == 'cpu':
+      params, rest = _copies((params, rest))
+    self._begun = step
+    with bucket.written(self.folder / str(step)):
+      self._manager.save(step, args=ocp.args.Composite(
+          params=ocp.args.PyTreeSave(nested(params)), state=ocp.args.PyTreeSave(nested(rest)),
+          meta=ocp.args.JsonSave(meta)))
+
+  def finish(self, wait: bool = True) -> None:
+    """Ends what `begin_save` began; without `wait` only if all is written already, and by a single process: several would not
+    find that at the same update, and orbax has them wait for each other.
+
+    Raises:
+      UserError: it could not be written; the checkpoint before it is whole.
+      bucket.Unreachable: the same, in a bucket.
+    """
+    if self._begun is None or (not wait and (jax.process_count() > 1 or self._manager.is_saving_in_progress())):
+      return
+    step, self._begun = self._begun, None
+    with bucket.written(self.folder / str(step)):
+      self._manager.wait_until_finished()
     if jax.process_index() == 0:
       _write_listing(self.folder, step)
 
@@ -113,24 +143,35 @@ class Checkpoints:
     return state, meta
 
   def close(self) -> None:
+    self.finish()
     self._manager.close()
+
+
+@jax.jit
+def _copies(tree: Any) -> Any:
+  return jax.tree.map(jnp.copy, tree)
 
 
 def latest_step(folder: epath.PathLike) -> int | None:
   """The last complete step in a folder, None where there is none."""
-  folder = epath.Path(folder)
-  steps = [int(p.name) for p in folder.iterdir() if p.name.isdigit()] if folder.exists() else []
-  return max(steps, default=None)
+  return max(_steps(bucket.durable(folder)), default=None)
+
+
+def _steps(folder: epath.Path) -> list[int]:
+  """All complete steps in a folder."""
+  if bucket.holds(folder):
+    return bucket.steps(folder)
+  return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.exists() else []
 
 
 def read_meta(folder: epath.PathLike, step: int | None = None) -> dict[str, Any]:
   """Metadata of a checkpoint (the latest by default), after its files were checked."""
-  folder = epath.Path(folder)
+  folder = bucket.durable(folder)
   step = _step(folder, step)
   _check_listing(folder, step)
   path = folder / str(step) / 'meta' / 'metadata'
   try:
-    meta = json.loads(path.read_text())
+    meta = json.loads(bucket.read_text(path))
   except (OSError, ValueError) as error:
     raise UserError(f'checkpoint file {path} cannot be read ({error}): {_mend(folder, step)}') from error
   if meta.get('format') != _FORMAT:
@@ -183,7 +224,9 @@ def save_params(folder: epath.PathLike, params: Mapping[str, Pending], *, identi
 
   They are cut into chunks, so that each device of a later mesh reads little more than its own part.
   """
-  folder = epath.Path(folder)
+  folder = bucket.durable(folder)
+  if bucket.holds(folder) and folder.exists():  # of a conversion that was cut, whose folder on the disk is gone already
+    folder.rmtree()
   folder.mkdir(parents=True, exist_ok=True)
   tree = nested(dict(params))
   registry = ocp.type_handlers.create_type_handler_registry(
@@ -192,7 +235,7 @@ def save_params(folder: epath.PathLike, params: Mapping[str, Pending], *, identi
           'shapes': {f'params/{path}': [str(p.dtype), *p.shape] for path, p in params.items()}}
   handlers = {'params': ocp.PyTreeCheckpointHandler(type_handler_registry=registry), 'meta': ocp.JsonCheckpointHandler()}
   options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
-  with ocp.CheckpointManager(folder.resolve(), item_handlers=handlers, options=options) as manager:
+  with ocp.CheckpointManager(_absolute(folder), item_handlers=handlers, options=options) as manager:
     manager.save(0, args=ocp.args.Composite(
         params=ocp.args.PyTreeSave(tree, save_args=jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), tree)),
         meta=ocp.args.JsonSave(meta)))
@@ -212,14 +255,14 @@ def read_params(folder: epath.PathLike, likes: Mapping[str, jax.ShapeDtypeStruct
 
   Its files are not checked again; `param_shapes`, which gives `likes`, does that.
   """
-  folder, paths = epath.Path(folder), list(likes)
+  folder, paths = bucket.durable(folder), list(likes)
   step = _step(folder, step)
   for some in _batches([math.prod(like.shape) * like.dtype.itemsize for like in likes.values()]):
     wanted = {paths[i]: likes[paths[i]] for i in some}
     plain = {path: ocp.RestoreArgs(restore_type=np.ndarray) for path in wanted}
     try:
       with ocp.PyTreeCheckpointer() as reader:
-        restored = flat(reader.restore((folder / str(step) / 'params').resolve(), args=ocp.args.PyTreeRestore(
+        restored = flat(reader.restore(_absolute(folder / str(step) / 'params'), args=ocp.args.PyTreeRestore(
             nested(wanted), restore_args=nested(plain), partial_restore=True)))
     except (OSError, ValueError, KeyError) as error:
       raise _unreadable(folder, step, 'params', error) from error
@@ -232,14 +275,14 @@ def load_params(folder: epath.PathLike, like: Any, step: int | None = None) -> A
 
   The result is built like `like`: nested dict, NNX state or NNX module. Raises UserError as `Checkpoints.restore`.
   """
-  folder = epath.Path(folder)
+  folder = bucket.durable(folder)
   step = _step(folder, step)
   return _restore(folder, step, 'params', like, read_meta(folder, step))
 
 
 def _step(folder: epath.Path, step: int | None) -> int:
   found = latest_step(folder) if step is None else step
-  if found is None or not (folder / str(found)).exists():
+  if found is None or found not in _steps(folder):
     raise UserError(f'{folder} holds no checkpoint{"" if step is None else f" of step {step}"}: '
                     'run the stage that writes it, or name another folder')
   return found
@@ -259,16 +302,23 @@ def _restore(folder: epath.Path, step: int, item: str, like: Any, meta: dict[str
   tree = nested(wanted)
   try:
     with ocp.PyTreeCheckpointer() as reader:
-      restored = reader.restore((folder / str(step) / item).resolve(), args=ocp.args.PyTreeRestore(
+      restored = reader.restore(_absolute(folder / str(step) / item), args=ocp.args.PyTreeRestore(
           tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree)))
   except (OSError, ValueError, KeyError) as error:
     raise _unreadable(folder, step, item, error) from error
   return unflat(like, flat(restored))
 
 
-def _unreadable(folder: epath.Path, step: int, item: str, error: Exception) -> UserError:
+def _unreadable(folder: epath.Path, step: int, item: str, error: Exception) -> Exception:
+  if bucket.holds(folder) and bucket.unanswered(error):
+    return bucket.Unreachable(f'{folder / str(step)}: the bucket does not answer ({str(error)[:200]})')
   reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
   return UserError(f'checkpoint {folder / str(step) / item} cannot be read ({reason}): {_mend(folder, step)}')
+
+
+def _absolute(path: epath.Path) -> epath.Path:
+  """As orbax wants it; addresses in a bucket are so already, and epath would take them for relative ones."""
+  return path if bucket.holds(path) else path.resolve()
 
 
 def _mend(folder: epath.Path, step: int) -> str:
@@ -281,24 +331,15 @@ def _plain(value: Any) -> Any:
   raise TypeError(f'{type(value).__name__} cannot be kept in a checkpoint as JSON')
 
 
-def _files(folder: epath.Path) -> Iterator[epath.Path]:
-  for path in sorted(folder.iterdir()):
-    if path.is_dir():
-      yield from _files(path)
-    else:
-      yield path
-
-
-def _fingerprint(path: epath.Path, size: int) -> list[int]:
-  return [size, zlib.crc32(path.read_bytes()) if size <= _HASHED_BYTES else 0]
+def _checksum(path: epath.Path, size: int) -> int:
+  """0 where it is not checked."""
+  return 0 if size > _HASHED_BYTES or bucket.holds(path) else zlib.crc32(path.read_bytes())
 
 
 def _write_listing(folder: epath.Path, step: int) -> None:
   root = folder / str(step)
-  listing = {p.relative_to(root).as_posix(): _fingerprint(p, p.stat().length) for p in _files(root)}
-  part = folder / f'{step}.files.part'
-  part.write_text(json.dumps(listing))
-  part.replace(folder / f'{step}.files.json')
+  listing = {name: [size, _checksum(root / name, size)] for name, size in bucket.sizes(root).items()}
+  bucket.write_text(folder / f'{step}.files.json', json.dumps(listing))
   for old in folder.glob('*.files.json'):
     if not (folder / old.name.split('.')[0]).exists():
       old.unlink()
@@ -306,9 +347,8 @@ def _write_listing(folder: epath.Path, step: int) -> None:
 
 def _set_aside_damaged(folder: epath.Path) -> None:
   """Renames the latest steps that are damaged, if one before them is whole; else they stay, and reading them tells why."""
-  steps = sorted((int(p.name) for p in folder.iterdir() if p.name.isdigit()), reverse=True)
   reasons: dict[int, UserError] = {}
-  for step in steps:
+  for step in reversed(_steps(folder)):
     try:
       read_meta(folder, step)
     except UserError as error:
@@ -318,7 +358,7 @@ def _set_aside_damaged(folder: epath.Path) -> None:
       aside = folder / f'{bad}.damaged'
       if aside.exists():
         aside.rmtree()
-      (folder / str(bad)).rename(aside)
+      bucket.rename(folder / str(bad), aside)
       (folder / f'{bad}.files.json').unlink(missing_ok=True)
       reason = str(error).split(': delete ')[0]
       print(f'{reason}; it was renamed to {aside.name}, the run goes on from step {step}', file=sys.stderr, flush=True)
@@ -327,19 +367,19 @@ def _set_aside_damaged(folder: epath.Path) -> None:
 
 def _check_listing(folder: epath.Path, step: int) -> None:
   listing = folder / f'{step}.files.json'
-  if not listing.exists():  # killed between the commit and the listing; orbax's own checks remain
-    return
   try:
-    wanted = json.loads(listing.read_text())
+    wanted = json.loads(bucket.read_text(listing))
+  except FileNotFoundError:  # killed between the commit and the listing; orbax's own checks remain
+    return
   except ValueError as error:
     raise UserError(f'checkpoint file {listing} is damaged: {_mend(folder, step)}') from error
+  there = bucket.sizes(folder / str(step))
   for name, (size, checksum) in wanted.items():
     path = folder / str(step) / name
-    if not path.exists():
+    if name not in there:
       raise UserError(f'checkpoint file {path} is missing: {_mend(folder, step)}')
-    found = path.stat().length
-    if found != size:
-      raise UserError(f'checkpoint file {path} is truncated or changed ({found} bytes, {size} were written): '
+    if there[name] != size:
+      raise UserError(f'checkpoint file {path} is truncated or changed ({there[name]} bytes, {size} were written): '
                       f'{_mend(folder, step)}')
-    if _fingerprint(path, size) != [size, checksum]:
+    if checksum and _checksum(path, size) not in (0, checksum):
       raise UserError(f'checkpoint file {path} is damaged (its checksum differs): {_mend(folder, step)}')

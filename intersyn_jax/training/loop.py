@@ -4,14 +4,17 @@
     step = make_step(loss, optimizer, weights={'text': 1.0, 'image': 1.0}, micro_batches=2)
     state, last = fit(step, state, batches, steps=1000, seed=0, checkpoints=Checkpoints(folder))
 
-A state is a dict pytree with `params`, `opt_state` and `step` (int32 scalar, updates done); a stage may add entries. Where a
-part of the parameters stands still, `params` may hold the part that trains and `base` the rest (`training.tuning`):
-gradients and moments are then of the former alone, and the latter passes through each update in the same memory. A loss is a
-function (params, batch, key) of all parameters -> {name: (sum, denominator)}: sums are reduced once, over all micro-batches
-and devices.
+A state is a dict pytree with `params`, `opt_state`, `step` (int32 scalar, batches used) and `skipped`; a stage may add
+entries. Where a part of the parameters stands still, `params` may hold the part that trains and `base` the rest
+(`training.tuning`): gradients and moments are then of the former alone, and the latter passes through each update in the same
+memory. A loss is a function (params, batch, key) of all parameters -> {name: (sum, denominator)}: sums are reduced once, over
+all micro-batches and devices.
 
 Resume is exact: the key of an update is `fold_in(key(seed), step)`, the position of the data iterator lies in the
 checkpoint, and metric windows and checkpoints fall on fixed steps. A run that was killed anywhere ends with the same bits.
+
+An update whose loss or gradient is no finite number changes nothing but the counters: `step`, and `skipped`, how many such
+updates there were in a row and in all.
 """
 
 from __future__ import annotations
@@ -23,11 +26,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from intersyn_jax import sharding
 from intersyn_jax.errors import UserError
 from intersyn_jax.models.definition import joined
-from intersyn_jax.training import precision
+from intersyn_jax.training import precision, stopping
 from intersyn_jax.training.checkpoints import Checkpoints
 from intersyn_jax.training.optimizer import Optimizer
+from intersyn_jax.training.times import Profile, Times, device_memory
 from intersyn_jax.training.trees import flat
 
 State = dict[str, Any]
@@ -56,15 +61,20 @@ class Progress(Protocol):
 
 
 class Indexed(Iterator[Any]):
-  """Batches as a function of their number: `Indexed(lambda i: batch)`."""
+  """Batches as a function of their number: `Indexed(lambda i: batch)`. Of these global batches each process gives its rows of
+  the mesh; without one all of them."""
 
-  def __init__(self, batch_of: Callable[[int], Any]):
-    self._batch_of = batch_of
+  def __init__(self, batch_of: Callable[[int], Any], mesh: jax.sharding.Mesh | None = None):
+    self._batch_of, self._mesh = batch_of, mesh
     self._next = 0
 
   def __next__(self) -> Any:
     self._next += 1
-    return self._batch_of(self._next - 1)
+    batch = self._batch_of(self._next - 1)
+    if self._mesh is None or jax.process_count() == 1:
+      return batch
+    mine = sharding.process_rows(self._mesh, len(jax.tree.leaves(batch)[0]))
+    return jax.tree.map(lambda a: a[mine], batch)
 
   def get_state(self) -> dict[str, int]:
     return {'next_index': self._next}
@@ -94,7 +104,8 @@ def init_state(params: Any, optimizer: Optimizer, base: Any = None, **extra: Any
   abstract_moments = jax.eval_shape(optimizer.init, every)
   places = jax.tree_util.tree_map_with_path(place, abstract_moments) if named else None
   opt_state = jax.jit(optimizer.init, out_shardings=places)(every)
-  rest = jax.device_put({'step': np.zeros((), np.int32), **extra}, alone)
+  counters = {'step': np.zeros((), np.int32), 'skipped': {name: np.zeros((), np.int32) for name in ('row', 'all')}}
+  rest = jax.device_put(jax.device_get(counters | extra), alone)
   return {'params': params, 'opt_state': opt_state, **rest} | ({'base': base} if base else {})
 
 
@@ -177,14 +188,44 @@ def make_step(
     params = state['params']
     gradients, metrics = gradients_of(
         of_part, params, batch, key, weights, micro_batches, lean=optimizer.precision == precision.LEAN)
-    # Several updates may share a key, as those of one batch of rollouts do; no two have the step in common.
-    params, opt_state = optimizer.apply(gradients, state['opt_state'], params, jax.random.fold_in(key, state['step']))
     squares = [jnp.sum(jnp.square(g.astype(jnp.float32)))
                for path, g in flat(gradients).items() if optimizer.trains(path)]
     metrics |= {'gradient_norm': jnp.sqrt(sum(squares)), 'learning_rate': optimizer.learning_rate(state['step'])}
+    # Several updates may share a key, as those of one batch of rollouts do; no two have the step in common.
+    params, opt_state = optimizer.apply(gradients, state['opt_state'], params, jax.random.fold_in(key, state['step']))
     return state | {'params': params, 'opt_state': opt_state, 'step': state['step'] + 1}, metrics
 
   return step
+
+
+def guarded(step: Step) -> Step:
+  """The same update, but one whose loss or gradient (or, where neither is told, any metric) is no finite number is left out.
+
+  Metrics: also how many were left out in all, `skipped`, and `skipped_in_a_row`.
+  """
+
+  def checked(state: State, batch: Any, key: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+    new, metrics = step(state, batch, key)
+    told = [metrics[name] for name in ('loss', 'gradient_norm') if name in metrics] or list(metrics.values())
+    finite = jnp.all(jnp.isfinite(jnp.stack(told)))
+    choose = lambda a, b: a if a is b else jnp.where(finite, a, b)
+    row, every = state['skipped']['row'], state['skipped']['all']
+    skipped = {'row': jnp.where(finite, 0, row + 1), 'all': jnp.where(finite, every, every + 1)}
+    kept = {name: jax.tree.map(choose, value, state[name]) for name, value in new.items()}
+    metrics = metrics | {'skipped': skipped['all'], 'skipped_in_a_row': skipped['row']}
+    return kept | {'step': new['step'], 'skipped': skipped}, metrics
+
+  return checked
+
+
+def jitted(step: Step, state: State) -> Callable[[State, Any, jax.Array], tuple[State, dict[str, jax.Array]]]:
+  """The update as `fit` runs it, guarded: (state, batch, key of the run), the state donated and laid out as `state`, which may be
+  shapes."""
+
+  def keyed(state: State, batch: Any, key: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+    return guarded(step)(state, batch, jax.random.fold_in(key, state['step']))
+
+  return jax.jit(keyed, donate_argnums=0, out_shardings=(jax.tree.map(lambda x: x.sharding, state), None))
 
 
 def put(batch: Any, sharding: jax.sharding.Sharding | None = None) -> Any:
@@ -200,12 +241,12 @@ def fit(
     step: Step, state: State, batches: Batches, *, steps: int, seed: int, checkpoints: Checkpoints | None = None,
     metrics: MetricWriter | None = None, metrics_every: int = 10, save_every: int = 100,
     progress: Progress | None = None, batch_sharding: jax.sharding.Sharding | None = None,
-    counts: Callable[[], Mapping[str, float]] | None = None,
+    counts: Callable[[], Mapping[str, float]] | None = None, profile: Profile | None = None,
 ) -> tuple[State, dict[str, float]]:
   """Runs updates until `state['step']` is `steps`; goes on from the latest checkpoint where there is one.
 
   Arguments:
-    step: pure (state, batch, key) -> (state, metrics); jitted here, with the state donated. The one passed in is gone.
+    step: pure (state, batch, key) -> (state, metrics); guarded and jitted here, the state donated: the one passed in is gone.
     state: a fresh state; its shapes and shardings are those a checkpoint is restored onto.
     batches: yields host batches; left behind the last batch used.
     progress: told of every window, closed at the end.
@@ -214,14 +255,21 @@ def fit(
       is always saved.
     batch_sharding: of every array of a batch.
     counts: what `batches` has given so far, for the metrics of a window; asked behind the window's last batch.
+    profile: of some steps.
 
   The next batch is fetched and sent to the devices while they compute; what a checkpoint keeps is the place before it.
+  Metrics that are written hold where the time since the row before went (`training.times`) and the devices' memory as well.
 
   Returns the state and the means of the last window (`{}` when there was none).
+
+  Raises:
+    UserError: `MAX_SKIPPED` updates in a row had no finite loss or gradient.
+    Stopped: SIGTERM came; the state is saved.
   """
   metrics_every = max(1, metrics_every)
   save_every = -(-max(1, save_every) // metrics_every) * metrics_every
   last: dict[str, float] = {}
+  begun: list[dict[str, Any]] = []  # values of a window that a stop has cut
   if checkpoints is not None and checkpoints.latest() is not None:
     state, meta = checkpoints.restore(state)
     if meta['seed'] != seed:
@@ -230,41 +278,72 @@ def fit(
     if meta['step'] > steps:
       raise UserError(f'{checkpoints.folder} is at step {meta["step"]}, this run ends at {steps}: '
                       'use another --workdir, or more steps')
-    last = meta['metrics']
+    last, begun = meta['metrics'], meta['window']
     batches.set_state(meta['data'])
 
-  key = jax.device_put(jax.random.key(seed), _replicated(state))
-  layout = jax.tree.map(lambda x: x.sharding, state)
+  key = jax.jit(jax.random.key, out_shardings=_replicated(state))(seed)
+  update = jitted(step, state)
+  profile = profile or Profile('', '')
+  times = Times()
 
-  def keyed(state: State, batch: Any, key: jax.Array) -> tuple[State, dict[str, jax.Array]]:
-    return step(state, batch, jax.random.fold_in(key, state['step']))
+  def fetch() -> Any:
+    with times.of('data'):
+      return put(next(batches), batch_sharding)
 
-  update = jax.jit(keyed, donate_argnums=0, out_shardings=(layout, None))
   done = int(state['step'])
-  window: list[dict[str, jax.Array]] = []
-  ahead = put(next(batches), batch_sharding) if done < steps else None
-  while done < steps:
-    state, values = update(state, ahead, key)
-    window.append(values)
-    done += 1
-    ends = not done % metrics_every or done == steps
-    saves = checkpoints is not None and (done % save_every == 0 or done == steps)
-    place, read = batches.get_state() if saves else None, counts() if ends and counts is not None else {}
-    if done < steps:  # before the host waits for anything, so that the devices go on at once
-      ahead = put(next(batches), batch_sharding)
-    if not ends:
-      continue
-    last = _means(jax.device_get(window)) | read
-    window = []
-    if metrics is not None:
-      metrics.write(done, last)
-    if progress is not None:
-      progress.update(done, **_shown(last))
-    if saves:
-      checkpoints.save(state, data=place, seed=seed, metrics=last)
+  window: list[dict[str, Any]] = begun
+  with stopping.held():
+    ahead = fetch() if done < steps else None
+    while done < steps:
+      with times.of('update'), profile.step(done + 1, state):
+        state, values = update(state, ahead, key)
+      window.append(values)
+      done += 1
+      ends, stops = not done % metrics_every or done == steps, stopping.wanted()
+      saves = checkpoints is not None and (done % save_every == 0 or done == steps or stops)
+      place, read = batches.get_state() if saves else None, counts() if ends and counts is not None else {}
+      if done < steps:  # before the host waits for anything, so that the devices go on at once
+        ahead = fetch()
+      if not (ends or stops):
+        continue
+      with times.of('update'):
+        window = jax.device_get(window)
+      check_skipped(window[-1], checkpoints)
+      if ends:
+        last = _means(window) | read
+        window = []
+        if metrics is not None:
+          metrics.write(done, last | times.take() | device_memory())
+        if progress is not None:
+          progress.update(done, **_shown(last))
+      if saves:
+        with times.of('checkpoint'):
+          checkpoints.begin_save(state, data=place, seed=seed, metrics=last, window=window)
+      elif checkpoints is not None:
+        checkpoints.finish(wait=False)
+      if stops:
+        break
+    profile.close(state)
+    if checkpoints is not None:
+      checkpoints.finish()
+    if done < steps:
+      raise stopping.Stopped
   if progress is not None:
     progress.close(**_shown(last))
   return state, last
+
+
+MAX_SKIPPED = 20
+"""So many updates in a row that have no finite loss or gradient are no accident: training ends."""
+
+
+def check_skipped(metrics: Mapping[str, Any], checkpoints: Checkpoints | None) -> None:
+  """Raises UserError where the metrics of an update tell of too many that were left out before it."""
+  row = int(metrics['skipped_in_a_row'])
+  if row >= MAX_SKIPPED:
+    kept = f'; {checkpoints.folder} keeps step {checkpoints.done}' if checkpoints and checkpoints.done >= 0 else ''
+    raise UserError(f'the last {row} updates had no finite loss or gradient and changed nothing: lower '
+                    f'optimizer.learning_rate, set optimizer.clip, or look for a broken record in the data{kept}')
 
 
 def _replicated(state: State) -> jax.sharding.Sharding | None:
@@ -279,4 +358,10 @@ def _shown(values: dict[str, float]) -> dict[str, float]:
 
 
 def _means(window: list[dict[str, Any]]) -> dict[str, float]:
-  return {name: float(np.mean([np.float64(values[name]) for values in window])) for name in window[0]}
+  """Means over a window; of what was no number once, over the others. Counters are told as they stand at its end."""
+  found = {}
+  for name in (name for name in window[0] if name != 'skipped_in_a_row'):
+    values = np.asarray([values[name] for values in window], np.float64)
+    finite = values[np.isfinite(values)]
+    found[name] = float(values[-1] if name == 'skipped' else finite.mean() if len(finite) else np.nan)
+  return found

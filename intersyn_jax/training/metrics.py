@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -71,8 +72,7 @@ class MetricsWriter:
     text = ''.join(json.dumps(row) + '\n' for row in kept)
     replace_text(path, text)
     self._file = path.open('a')
-    from tensorboardX import SummaryWriter  # half a second that reading rows does not need
-    self._board = SummaryWriter(str(directory / 'tensorboard'), purge_step=done + 1, flush_secs=20)
+    self._board = _Board(directory / 'tensorboard', done + 1)
     if wandb:
       self._wandb = _start_wandb(wandb, name, str(directory))
 
@@ -83,9 +83,7 @@ class MetricsWriter:
     row = {'step': int(step), **dict(_scalars(values))}
     self._file.write(json.dumps(row, allow_nan=False) + '\n')
     self._file.flush()
-    for name, value in row.items():
-      if name != 'step' and value is not None:
-        self._board.add_scalar(name, value, row['step'])
+    self._board.write(row['step'], {name: value for name, value in row.items() if name != 'step' and value is not None})
     if self._wandb is not None:
       self._wandb.log({k: v for k, v in row.items() if k != 'step'}, step=row['step'])
     if self._on_write is not None:
@@ -106,6 +104,36 @@ class MetricsWriter:
     self.close()
 
 
+class _Board:
+  """TensorBoard's events, written by the caller itself.
+
+  tensorboardX's own writer has a thread and a queue: on a full disk the thread ends with a traceback of its own, and who then
+  fills the queue waits without end.
+  """
+
+  def __init__(self, directory: epath.Path, first: int):
+    """Events that an earlier start wrote for step `first` and later are not shown any more."""
+    from tensorboardX.event_file_writer import EventsWriter  # half a second that reading rows does not need
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.summary import Summary
+    self._event, self._summary = Event, Summary
+    directory.mkdir(parents=True, exist_ok=True)
+    self._file = EventsWriter(str(directory / 'events'))
+    self._file.write_event(Event(step=first, wall_time=time.time(), session_log=SessionLog(status=SessionLog.START)))
+    self._file.flush()
+    self._flushed = time.monotonic()
+
+  def write(self, step: int, values: Mapping[str, float]) -> None:
+    scalars = [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+    self._file.write_event(self._event(step=step, wall_time=time.time(), summary=self._summary(value=scalars)))
+    if time.monotonic() - self._flushed > 20:
+      self._file.flush()
+      self._flushed = time.monotonic()
+
+  def close(self) -> None:
+    self._file.close()
+
+
 def _start_wandb(project: str, name: str, directory: str):
   try:
     import wandb
@@ -118,7 +146,12 @@ def replace_text(path: epath.PathLike, text: str) -> None:
   """Writes a text file so that a reader, or a killed process, sees the old or the new one and never a part."""
   path = epath.Path(path)
   part = path.parent / f'.{path.name}.part'
-  part.write_text(text)
+  try:
+    part.write_text(text)
+  except OSError:
+    with contextlib.suppress(OSError):  # the disk may have become one that can only be read
+      part.unlink(missing_ok=True)  # of what a full disk has no room for
+    raise
   part.replace(path)
 
 

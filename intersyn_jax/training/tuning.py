@@ -152,8 +152,8 @@ class _Moving(Checkpoints):
     super().__init__(folder, identity=identity)
     self._base = base
 
-  def save(self, state: loop.State, *, data: Any = None, **meta: Any) -> None:
-    super().save({name: value for name, value in state.items() if name != 'base'}, data=data, base=self._base, **meta)
+  def begin_save(self, state: loop.State, *, data: Any = None, **meta: Any) -> None:
+    super().begin_save({name: value for name, value in state.items() if name != 'base'}, data=data, base=self._base, **meta)
 
   def restore(self, like: loop.State) -> tuple[loop.State, dict[str, Any]]:
     base = {'base': like['base']} if 'base' in like else {}

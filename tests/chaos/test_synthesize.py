@@ -27,7 +27,7 @@ SETTINGS = (
 """`smoke`, but its writer has learnt enough for some conversations to succeed."""
 
 PATIENCE = 900
-CHANGING = ('seconds', 'finished', 'peak_rss_mib', 'processes', 'devices')
+CHANGING = ('seconds', 'finished', 'peak_rss_mib', 'goodput', 'processes', 'devices')
 
 
 def start(stage: str, workdir: pathlib.Path, cache: pathlib.Path, **environment: str) -> subprocess.Popen:

@@ -241,7 +241,7 @@ def test_what_was_drawn_is_scored_again_from_the_tokens(name, config):
   np.testing.assert_allclose(text + codes.sum(-1), out.log_prob, atol=1e-4)
   assert (np.asarray(entropy) >= -1e-5).all()
   for whole, part in zip((text, codes, entropy), again(params, join(prompts, out), 11), strict=True):
-    np.testing.assert_allclose(whole, part, atol=1e-5)
+    np.testing.assert_allclose(whole, part, atol=5e-5)
 
 
 @pytest.mark.parametrize('name', LAYOUTS)

@@ -122,10 +122,10 @@ def trained(quick):
   prompts = layout.stack([layout.prompt(small_model.question(text), layout_) for text in ('a red', 'move the blue')], 16,
                          left=True)
   given = []
-  trainer._update = lambda state, batch, key: given.append(batch) or (state, {})
+  trainer._update = lambda state, batch, key: given.append(batch) or (state, {'skipped': 0, 'skipped_in_a_row': 0})
   trainer.memory['drawn'] = 1
   _, metrics = trainer.iteration({'params': params}, lambda number: (prompts, np.array([1, 2], np.int32)))
-  return metrics, seen, given, (definition, params, layout_)
+  return metrics | trainer.times.take(), seen, given, (definition, params, layout_)
 
 
 def test_the_head_writes_and_scores(trained):
@@ -227,7 +227,7 @@ def test_rewards_of_the_wrong_kind_are_named(trained):
   for value, words in (([[0.0] * STEPS], 'gave list'), (np.zeros((1, 2)), r'float64\[1, 2\]'),
                        (np.array([['a'] * STEPS]), '<U1')):
     with pytest.raises(UserError, match=f'config.grpo.rewards: mine .*{words}'):
-      make(Wrong(value))._host(prompts, completions, np.arange(1), {})
+      make(Wrong(value))._host(prompts, completions, np.arange(1))
 
 
 def test_constructors_of_the_wrong_kind_are_named():

@@ -141,7 +141,7 @@ def test_a_penalty_in_the_reward_lowers_advantages_and_leaves_the_loss():
   _, _, params = parts(1)
   made.advantage = AdvantageConfig(4, dict.fromkeys(WEIGHTS, 0.0), process_normalise='none')
   other = jax.tree.map(lambda a: a * 1.3, params)
-  sample = made._sample({'params': other}, draw, {'rollout': 0.0, 'reward': 0.0})
+  sample = made._sample({'params': other}, draw)
   tokens, old, reference, advantage = (np.asarray(x, np.float64) for x in (
       sample.batch['tokens'].loss, sample.batch['old'][..., 0], sample.batch['reference'][..., 0], sample.batch['advantage']))
   cost = (old - reference) * tokens
@@ -160,6 +160,7 @@ def test_an_iteration_on_eight_devices_is_that_on_one():
   np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_prompts_of_a_group_are_read_once_however_an_update_is_split():
   """Groups of four are read whole, by halves, or answer by answer where micro-batches are as small; the numbers stay the same."""
   found = []

@@ -59,6 +59,30 @@ def test_a_conversation_comes_back(name, data):
   assert read == conversation.turns[-1].answer
 
 
+@pytest.mark.parametrize('name', LAYOUTS)
+@pytest.mark.parametrize('drop', [False, True])
+@hypothesis.settings(max_examples=15, deadline=None)
+@hypothesis.given(data=strategies.data())
+def test_many_at_once_are_those_one_by_one_end_to_end(name, drop, data):
+  layout_ = LAYOUTS[name]
+  some = data.draw(strategies.lists(conversations(layout_), min_size=1, max_size=4))
+  together, lengths = layout.tokenise_all(some, layout_, drop_question=drop)
+  alone = [layout.tokenise(one, layout_, drop_question=drop) for one in some]
+  assert lengths.tolist() == [len(one.text) for one in alone]
+  for field in dataclasses.fields(together):
+    joined = np.concatenate([getattr(one, field.name) for one in alone])
+    assert getattr(together, field.name).dtype == joined.dtype
+    np.testing.assert_array_equal(getattr(together, field.name), joined, err_msg=field.name)
+
+
+def test_of_many_the_record_without_codes_is_named():
+  layout_ = LAYOUTS['flat']
+  fine = Conversation('fine', 't', (Turn((Text('a red'),), (Text('one'), small_model.image(layout_))),))
+  wrong = Conversation('wrong', 't', (Turn((Text('a red'),), (Image(b'x'),)),))
+  with pytest.raises(UserError, match='record wrong: an image has no codes yet'):
+    layout.tokenise_all([fine, wrong, fine], layout_)
+
+
 def test_stream_of_an_interleaved_answer():
   layout_ = small_model.lined(2)
   picture = small_model.image(layout_)

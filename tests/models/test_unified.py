@@ -198,6 +198,25 @@ def test_remat_keeps_the_gradient():
     np.testing.assert_allclose(a, b, atol=1e-4)
 
 
+@pytest.mark.parametrize('head, embedding', [('residual', 'places'), ('depth', 'projected')])
+def test_deep_heads_keep_as_little_for_the_backward_pass_as_the_trunk(head, embedding):
+  trunk = TrunkConfig(width=32, layers=8, heads=4, kv_heads=4, head_width=8, mlp_width=64)
+  definitions = [define(ModelConfig(dataclasses.replace(trunk, remat=remat), 300, 4, 4, 16, image_head=head,
+                                    image_embedding=embedding)) for remat in ('none', 'full')]
+  params = definitions[0].init(jax.random.key(0), small_model.one_device())
+  hidden, codes = jax.random.normal(jax.random.key(1), (3, 5, 32)), jax.random.randint(jax.random.key(2), (3, 5, 4), 0, 16)
+  gradients, kept = [], []
+  for definition in definitions:
+    score = lambda p, d=definition: jnp.sum(jnp.sin(d.bind(p).code_logits(hidden, codes)))
+    _, back = jax.vjp(score, params)
+    kept.append(sum(a.nbytes for a in jax.tree.leaves(back)))
+    gradients.append(back(jnp.float32(1))[0])
+  for a, b in zip(*map(jax.tree.leaves, gradients), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-4)
+  weights = sum(a.nbytes for a in jax.tree.leaves(params['image_head']))
+  assert kept[1] - weights < 0.5 * (kept[0] - weights)
+
+
 def test_a_head_from_outside_takes_its_place():
   """DESIGN 9: a config may pass the constructor itself."""
   from intersyn_jax.models.image_heads import FlatHead
@@ -220,5 +239,7 @@ def test_bad_sizes_are_named():
     TrunkConfig(32, 1, 4, 3, 8, 64)
   with pytest.raises(UserError, match=r'model\.remat'):
     TrunkConfig(32, 1, 4, 2, 8, 64, remat='some')
+  with pytest.raises(UserError, match=r'model\.head_remat'):
+    ModelConfig(TrunkConfig(32, 1, 4, 2, 8, 64), 300, 4, 4, 16, head_remat='some')
   with pytest.raises(UserError, match=r'model\.image_head'):
     define(ModelConfig(TrunkConfig(32, 1, 4, 2, 8, 64), 300, 4, 4, 16))

@@ -55,7 +55,8 @@ def test_rows(peer, monkeypatch):
   wanted = sorted(documents_of(fields))
   assert len(wanted) == SIZES.coded
   monkeypatch.setattr(data_peers.plan, 'WINDOW', 7)
-  for passes in (peer.rows(whole, SIZES.rows), peer.records(found, layout, SIZES.length)):
+  for passes in (peer.rows(whole, SIZES.rows), peer.documents(documents, SIZES.length),
+                 peer.records(found, layout, SIZES.length)):
     for sent in batches(passes, monkeypatch):
       assert sorted(document for batch in sent for document in documents_of(batch)) == wanted
       assert all(batch[name].dtype == fields[name].dtype for batch in sent for name in data_peers.FIELDS)

@@ -25,7 +25,7 @@ def test_logits(case):
   # What the tests without torch compare with is this.
   with np.load(tiny_lm.golden_file(case)) as golden:
     for name, wanted in tiny_lm.kept(theirs).items():
-      np.testing.assert_allclose(golden[name], wanted, atol=1e-5)
+      np.testing.assert_allclose(golden[name], wanted, atol=1e-4)  # float32 differs from processor to processor
 
 
 @pytest.mark.parametrize('module, size, case', [

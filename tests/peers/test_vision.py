@@ -32,7 +32,8 @@ def test_the_kept_results_are_these(references):
     assert sorted(kept) == sorted(f'{name}/{key}' for name, found in references.items() for key in found)
     for name, found in references.items():
       for key, array in found.items():
-        np.testing.assert_allclose(kept[f'{name}/{key}'], array, atol=1e-5, rtol=1e-5)
+        # Loosely: float32 differs from one kind of processor to another.
+        np.testing.assert_allclose(kept[f'{name}/{key}'], array, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize('name', tiny.CODECS)

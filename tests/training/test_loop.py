@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 
 from intersyn_jax.errors import UserError
+from intersyn_jax.training import stopping
 from intersyn_jax.training.checkpoints import Checkpoints, latest_step
 from intersyn_jax.training.loop import Indexed, fit, gradients_of, init_state, make_step, put, whole
 from intersyn_jax.training.optimizer import OptimizerConfig, make_optimizer
+from intersyn_jax.training.times import Profile
 
 
 def loss(params, batch, key):
@@ -43,11 +45,15 @@ def batch_of(i, rows=12):
 
 
 class Rows:
+  """Rows of numbers that are the same in every run, and the seconds beside them."""
+
   def __init__(self):
-    self.rows = []
+    self.rows, self.seconds = [], []
 
   def write(self, step, values):
-    self.rows.append((step, values))
+    told = lambda name: name.startswith('seconds.')
+    self.rows.append((step, {name: value for name, value in values.items() if not told(name)}))
+    self.seconds.append({name: value for name, value in values.items() if told(name)})
 
 
 class Line:
@@ -69,7 +75,7 @@ class Line:
 def run(steps, folder=None, **options):
   optimizer = make_optimizer(OptimizerConfig(name='muon', learning_rate=0.02, adam_learning_rate=3e-3), 1000)
   checkpoints = Checkpoints(folder) if folder else None
-  rows = Rows()
+  rows = options.pop('rows', None) or Rows()
   state, last = fit(make_step(loss, optimizer, weights=WEIGHTS), init_state(make_params(), optimizer),
                     options.pop('batches', Indexed(batch_of)), steps=steps, seed=5, checkpoints=checkpoints,
                     metrics=rows, metrics_every=4, save_every=8, **options)
@@ -138,7 +144,7 @@ def test_learns_and_reports_windows():
   assert int(state['step']) == 42
   assert [step for step, _ in rows] == [*range(4, 41, 4), 42] == [done for done, _ in line.seen]
   assert rows[-1][1] == last and last['text'] < rows[0][1]['text']
-  assert last.keys() == {'loss', 'text', 'image', 'gradient_norm', 'learning_rate'}
+  assert last.keys() == {'loss', 'text', 'image', 'gradient_norm', 'learning_rate', 'skipped'}
   assert line.seen[-1] == (42, {'loss': last['loss']}) and line.closed
 
 
@@ -158,7 +164,8 @@ def test_draws_depend_on_seed_and_step_only():
   def noisy(state, batch, key):
     draw = jax.random.normal(key)
     return state | {'params': {'x': state['params']['x'] * 0.5 + draw}, 'step': state['step'] + 1}, {'draw': draw}
-  start = lambda: {'params': {'x': jnp.zeros(())}, 'step': jnp.zeros((), jnp.int32)}
+  start = lambda: {'params': {'x': jnp.zeros(())}, 'step': jnp.zeros((), jnp.int32),
+                   'skipped': {'row': jnp.zeros((), jnp.int32), 'all': jnp.zeros((), jnp.int32)}}
   a = fit(noisy, start(), Indexed(batch_of), steps=3, seed=1, metrics_every=1)
   half = fit(noisy, start(), Indexed(batch_of), steps=2, seed=1, metrics_every=1)[0]
   b = fit(noisy, half, Indexed(batch_of), steps=3, seed=1, metrics_every=1)
@@ -243,6 +250,92 @@ def test_killed_inside_a_save_leaves_the_checkpoint_before(tmp_path):
     state, _ = Checkpoints(tmp_path).restore(run(0)[0])
     whole, _, _ = run(int(state['step']))
     assert same(state, whole)
+
+
+def poisoned(*numbers):
+  def bad(i):
+    batch = batch_of(i)
+    return batch | ({'x': batch['x'] * np.float32('nan')} if i in numbers else {})
+  return Indexed(bad)
+
+
+def test_an_update_without_finite_loss_changes_nothing_and_is_counted(tmp_path):
+  clean = run(8, batches=Indexed(lambda i: batch_of(i + (i >= 5))))[0]
+  state, last, rows = run(9, tmp_path, batches=poisoned(5))
+  # One batch more was used, so that rates, which do not change here, are all that the step could decide.
+  assert same(state['params'], clean['params']) and same(state['opt_state'], clean['opt_state'])
+  assert int(state['step']) == 9 and last['skipped'] == 1
+  assert [values['skipped'] for _, values in rows] == [0, 1, 1]
+  assert all(np.isfinite(values['loss']) for _, values in rows), 'the mean of a window is of what was a number'
+  assert same(run(30, tmp_path, batches=poisoned(5))[0], run(30, batches=poisoned(5))[0])
+
+
+def test_many_in_a_row_end_the_run_and_the_last_checkpoint_stays(tmp_path):
+  with pytest.raises(UserError, match=r'last 2[0-3] updates had no finite loss .* keeps step 24'):
+    run(100, tmp_path, batches=poisoned(*range(7, 100)))
+  state, meta = Checkpoints(tmp_path).restore(run(0)[0])
+  assert meta['step'] == 24 and same(state['params'], run(7)[0]['params'])
+  with pytest.raises(UserError, match='had no finite loss'):
+    run(100, tmp_path, batches=poisoned(*range(7, 100)))
+  # With the data mended it goes on.
+  assert int(run(40, tmp_path)[0]['step']) == 40
+
+
+@pytest.mark.parametrize('after', [6, 8, 13])
+def test_sigterm_saves_and_the_next_start_ends_with_the_same_bits_and_rows(tmp_path, after, monkeypatch):
+  before = signal.getsignal(signal.SIGTERM)
+  monkeypatch.setattr(stopping._Signal, 'came', False)
+  stopping.install()
+
+  def batch(number):
+    if number == after - 1:  # fetched ahead, behind the look at signals
+      os.kill(os.getpid(), signal.SIGTERM)
+    return batch_of(number)
+
+  try:
+    first = Rows()
+    with pytest.raises(stopping.Stopped):
+      run(30, tmp_path, batches=Indexed(batch), rows=first)
+    assert latest_step(tmp_path) == after
+    stopping._Signal.came = False
+    whole, last, rows = run(30)
+    resumed, again, later = run(30, tmp_path)
+    assert same(whole, resumed) and again == last
+    assert first.rows + later == rows
+    with pytest.raises(stopping.Stopped):  # nothing is held here
+      os.kill(os.getpid(), signal.SIGTERM)
+      time.sleep(1)
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_rows_tell_where_the_time_went(tmp_path):
+  rows = Rows()
+
+  def slow(number):
+    time.sleep(0.05)
+    return batch_of(number)
+
+  began = time.monotonic()
+  run(16, tmp_path, batches=Indexed(slow), rows=rows)
+  whole = time.monotonic() - began
+  parts = {name: sum(row.get(name, 0) for row in rows.seconds) for name in set().union(*rows.seconds)}
+  assert parts.keys() == {'seconds.data', 'seconds.update', 'seconds.checkpoint', 'seconds.compile'}
+  assert parts['seconds.data'] >= 16 * 0.05 and sum(parts.values()) <= whole
+  assert 'seconds.compile' in rows.seconds[0] and 'seconds.compile' not in rows.seconds[1]
+
+
+def test_some_steps_are_traced(tmp_path):
+  run(9, profile=Profile('3:4', tmp_path / 'profile'))
+  traces = list((tmp_path / 'profile').rglob('*.xplane.pb'))
+  assert len(traces) == 1 and b'step' in traces[0].read_bytes()
+  run(9, profile=Profile('12:13', tmp_path / 'none'))
+  assert not (tmp_path / 'none').exists()
+  for wrong in ('3', '4:3', '0:2', 'a:b', '1:2:3'):
+    with pytest.raises(UserError, match='config.profile_steps'):
+      Profile(wrong, tmp_path)
+
+
 def test_next_batch_is_on_its_way_before_the_host_waits_and_no_batch_is_lost(tmp_path):
   events = []
 

@@ -2,21 +2,36 @@
 
 import io
 import json
+import struct
 
 import jax.numpy as jnp
 import pytest
+from tensorboardX.proto.event_pb2 import Event
 
 from intersyn_jax.errors import UserError
 from intersyn_jax.training import progress
 from intersyn_jax.training.metrics import Clock, MetricsWriter, read_rows, replace_text
 
 
+def scalars(path):
+  """Step and values of each event that has any, as TensorBoard reads them."""
+  data, found = path.read_bytes(), []
+  while data:
+    (size,) = struct.unpack('<Q', data[:8])
+    event, data = Event.FromString(data[12:12 + size]), data[16 + size:]
+    if event.summary.value:
+      found.append((event.step, {value.tag: value.simple_value for value in event.summary.value}))
+  return found
+
+
 def test_rows_are_written_at_once_and_for_tensorboard(tmp_path):
   writer = MetricsWriter(tmp_path)
   writer.write(1, {'loss': jnp.float32(0.5), 'bad': float('inf')})
   assert read_rows(tmp_path / 'metrics.jsonl') == [{'step': 1, 'loss': 0.5, 'bad': None}]
+  writer.write(2, {'loss': 0.25})
   writer.close()
-  assert list((tmp_path / 'tensorboard').glob('events*'))
+  (path,) = (tmp_path / 'tensorboard').glob('events*')
+  assert scalars(path) == [(1, {'loss': 0.5}), (2, {'loss': 0.25})]
 
 
 def test_a_resumed_stage_has_each_step_once(tmp_path):

@@ -1,4 +1,4 @@
-"""Anole's raw fine-tuning rows: one text and the one picture after it (papers/intersyn.md, section 6; docs/datasets.md)."""
+"""Anole's raw fine-tuning rows: one text and the one picture after it (docs/datasets.md)."""
 
 from __future__ import annotations
 

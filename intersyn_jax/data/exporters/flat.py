@@ -1,4 +1,4 @@
-"""The flat columns of InterSyn's dataset card as parquet (papers/intersyn.md, section 2), as `importers.flat` reads them."""
+"""The flat columns of InterSyn's dataset card as parquet (InterSyn, released data), as `importers.flat` reads them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The InterSyn generator's JSON and pictures (papers/intersyn.md, section 2), as `importers.intersyn` reads them."""
+"""The InterSyn generator's JSON and pictures (InterSyn, released data), as `importers.intersyn` reads them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Show-o2's annotations for mixed-modality tuning: pictures, and before each its text (papers/intersyn.md, section 6)."""
+"""Show-o2's annotations for mixed-modality tuning: pictures, and before each its text (docs/datasets.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Importer of CoMM, instructions and stories in steps (papers/intersyn.md, section 6).
+"""Importer of CoMM, instructions and stories in steps (docs/importing.md).
 
     {"data_id", "dataset_type", "title", "summary_info": [item, ...], "step_info": [[item, ...], ...]}
     item: {"type": "text", "content"} or {"type": "image", "image_path", "url"}

@@ -1,4 +1,4 @@
-"""Importer of the flat columns of InterSyn's dataset card, as parquet (papers/intersyn.md, section 2, record formats).
+"""Importer of the flat columns of InterSyn's dataset card, as parquet (InterSyn, released data).
 
     id, topic, human1..5, gpt1..5, caption1..5: text     image1..5: {bytes, path}, the Image feature of `datasets`
 

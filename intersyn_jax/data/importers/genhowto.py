@@ -1,4 +1,4 @@
-"""Importer of actions in three pictures, as GenHowTo has them: before, during and after (papers/unified_grpo.md, section 1).
+"""Importer of actions in three pictures, as GenHowTo has them: before, during and after (Unified GRPO, warm-up data).
 
     {"id", "initial": file, "action": file, "final": file, "action_prompt": text, "final_prompt": text,
      "category": text, "question": text}

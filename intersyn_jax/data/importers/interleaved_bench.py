@@ -1,4 +1,4 @@
-"""Importer of InterleavedBench (JSON; papers/intersyn.md, section 6): instructions with context, some with gold answers.
+"""Importer of InterleavedBench (JSON; docs/importing.md): instructions with context, some with gold answers.
 
     {"id", "task_name", "image": [file, ...], "conversations": [{"from": "human", "value": "... <image> ..."},
                                                                 {"from": "gpt", "value": "..."}], ...}

@@ -1,4 +1,4 @@
-"""Importer of the InterSyn generator's JSON or JSON Lines (papers/intersyn.md, section 2, record formats).
+"""Importer of the InterSyn generator's JSON or JSON Lines (InterSyn, released data).
 
     {"id": ..., "topic": ..., "conversations": [{"from": "human", "value": question},
                                                 {"from": "gpt", "value": answer, "caption": ..., "image": file}, ...]}

@@ -1,4 +1,4 @@
-"""Importer of ISG-Bench (JSON Lines; papers/intersyn.md, section 6): questions and golden answers of texts and pictures.
+"""Importer of ISG-Bench (JSON Lines; docs/importing.md): questions and golden answers of texts and pictures.
 
     {"id", "Category", "Query": [{"type": "text" or "image", "content"}, ...], "Golden": [...], "predict": {...}}
 

@@ -1,4 +1,4 @@
-"""Importer of answers that people have scored (papers/intersyn.md, section 3.1), one answer a row of JSON or JSON Lines.
+"""Importer of answers that people have scored (InterSyn, SynJudge), one answer a row of JSON or JSON Lines.
 
     {"id": ..., "question": text, "answer": text, "image": file, "labels": [TCC, ICC, IQ, ITS]}
 
@@ -216,7 +216,7 @@ def _vote(scores: Sequence[Any]) -> Vote:
 
 
 def _check_zeros(votes: Sequence[Vote], text: bool, image: bool) -> None:
-  """BadRow where something that is not there got points (papers/intersyn.md, section 3.2)."""
+  """BadRow where something that is not there got points (InterSyn, rubric)."""
   for there, what, zeros in ((text, 'text', ('tcc', 'its')), (image, 'image', ('icc', 'iq', 'its'))):
     for vote in votes if not there else ():
       for name, score in zip(DIMENSIONS, vote, strict=True):

@@ -1,4 +1,4 @@
-"""Importer of Multimodal C4, web documents as JSON Lines (papers/intersyn.md, section 6).
+"""Importer of Multimodal C4, web documents as JSON Lines (docs/importing.md).
 
     {"url", "text_list": [sentence, ...],
      "image_info": [{"image_name", "matched_text_index", "matched_sim", "raw_url", ...}, ...],

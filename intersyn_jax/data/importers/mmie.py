@@ -1,4 +1,4 @@
-"""Importer of MMIE (JSON; papers/intersyn.md, section 6): questions and reference answers of texts and pictures.
+"""Importer of MMIE (JSON; docs/importing.md): questions and reference answers of texts and pictures.
 
     {"id", "catagory" (sic), "field", "conversations": [{"from": "human", "content": [{"text", "image"}, ...]},
                                                         {"from": "gpt", "content": [...]}]}

@@ -1,4 +1,4 @@
-"""Importer of OBELICS, web documents as parquet (papers/intersyn.md, section 6).
+"""Importer of OBELICS, web documents as parquet (docs/importing.md).
 
     images: list of addresses     texts: list of texts     of one length; at each place one is there, the other null
     general_metadata: JSON object with the `url` of the page     metadata: not read

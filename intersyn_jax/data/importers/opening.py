@@ -1,4 +1,4 @@
-"""Importer of OpenING (JSON Lines; papers/intersyn.md, section 6): real questions and photographs.
+"""Importer of OpenING (JSON Lines; docs/importing.md): real questions and photographs.
 
     {"total_uid", "meta_task_name", "subtask_name", ...,
      "conversations": [{"input": [{"image": null, "text": "<BEGIN> ..."}]},

@@ -1,4 +1,4 @@
-"""Questions for data sets that have none: templates of the two kinds of papers/unified_grpo.md, section 1, in words of our own.
+"""Questions for data sets that have none: templates of the two kinds that Unified GRPO has, in words of our own.
 
 The paper's query is an instruction, then the content so far: a text and a picture. Some of ours say how many steps the answer
 has and some leave that to the model, as both occur in its figures.

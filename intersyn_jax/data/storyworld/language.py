@@ -33,7 +33,7 @@ from intersyn_jax.data.storyworld.world import (
 )
 
 WORD_LIMIT = 50
-"""Most words of a question (papers/intersyn.md 1.2)."""
+"""Most words of a question (InterSyn, SEIR's prompts)."""
 
 # Questions. {n} is `two pictures`, {scene} the first scene, {do} the actions.
 SINGLE = (

@@ -1,6 +1,6 @@
 """The ground truth: reads any answer or question back and scores it on the papers' rubric.
 
-Answers get TCC, ICC, IQ and ITS in 0-5 (papers/intersyn.md 3.2), as a whole and per asked step; questions get 0-10. The
+Answers get TCC, ICC, IQ and ITS in 0-5 (InterSyn, rubric), as a whole and per asked step; questions get 0-10. The
 numbers come from parsing the text and reading the pixels, from nothing else. They are real numbers: the share of facts
 that are right, laid over the rubric.
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from intersyn_jax.evaluation.answers import host
+from intersyn_jax import sharding
 from intersyn_jax.interleave import layout
 from intersyn_jax.interleave.layout import TEXT, Layout, TokenBatch
 from intersyn_jax.interleave.types import Conversation
@@ -43,7 +43,7 @@ class Scorer:
   def __init__(self, definition: Definition, params: Params, layout: Layout, *, rows: int = 16, bucket: int = 64,
                features: Callable[[Conversation], np.ndarray] | None = None):
     self._params, self._layout, self._rows, self._bucket, self._features = params, layout, rows, bucket, features
-    chunk = _LOGITS // (layout.tokenizer.size + layout.block.depth * layout.block.codebook)
+    chunk = max(_LOGITS // (rows * (layout.tokenizer.size + layout.block.depth * layout.block.codebook)), 1)
 
     def log_probs(params: Params, tokens: TokenBatch, scored: jax.Array, features: jax.Array | None) -> jax.Array:
       model = definition.bind(params)
@@ -67,7 +67,7 @@ class Scorer:
       width = -(-max(len(documents[i].text) for i in mine) // self._bucket) * self._bucket
       batch = layout.stack([documents[i] for i in mine], width)
       mask = np.stack([np.pad(scored[i], (0, width - len(scored[i]))) for i in mine])
-      found = host(self._log_probs(self._params, batch, mask, self._read([conversations[i] for i in mine])))
+      found = sharding.host(self._log_probs(self._params, batch, mask, self._read([conversations[i] for i in mine])))
       totals[order[start:start + self._rows]] = found[:len(order) - start]
     return LogProbs(np.where(np.isfinite(totals), totals, np.nan), np.array([mask.sum() for mask in scored]))
 

@@ -1,4 +1,4 @@
-"""MMIE (repository Lillianwei-h/MMIE; papers/intersyn.md, section 6): three categories, one score of 0 to 6 an answer.
+"""MMIE (repository Lillianwei-h/MMIE; docs/suites.md): three categories, one score of 0 to 6 an answer.
 
 What is told is the score as a percentage of 6, by category and over all scored answers (so that a category weighs as much
 as it has answers). Not taken over from the official script: it stops reading an answer after three pictures, drops

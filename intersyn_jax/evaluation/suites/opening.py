@@ -1,4 +1,4 @@
-"""OpenING (repository LanceZPF/OpenING; papers/intersyn.md, section 6): seven criteria of 0 to 10, or pairs of answers.
+"""OpenING (repository LanceZPF/OpenING; docs/suites.md): seven criteria of 0 to 10, or pairs of answers.
 
 Pointwise, an answer gets seven scores; the overall score is the plain mean of the criteria's means, as in the official
 summary (which rounds the means first). Pairwise, two models' answers to a question make a battle, see `arena`.

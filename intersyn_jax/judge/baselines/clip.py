@@ -189,8 +189,9 @@ def train(pairs: Pairs, model: ModelConfig, config: ClipConfig, mesh: Mesh, seed
 
   optimizer = make_optimizer(config.optimizer_config(), config.steps)
   params = definition.init(jax.random.key(seed), mesh)
-  state, _ = loop.fit(loop.make_step(loss_of(definition), optimizer), loop.init_state(params, optimizer), loop.Indexed(batch),
-                      steps=config.steps, seed=seed, metrics_every=50, batch_sharding=sharding.rows(mesh))
+  state, _ = loop.fit(loop.make_step(loss_of(definition), optimizer), loop.init_state(params, optimizer),
+                      loop.Indexed(batch, mesh), steps=config.steps, seed=seed, metrics_every=50,
+                      batch_sharding=sharding.rows(mesh))
   return definition, state['params']
 
 
@@ -233,7 +234,7 @@ class Clip:
     for first in range(0, len(order), _ROWS):
       part = order[first:first + _ROWS]
       rows = padded([texts[i] for i in part] + [[]] * (_ROWS - len(part)), self.longest)
-      out[part] = np.asarray(self._of_texts(self.params, rows))[:len(part)]
+      out[part] = sharding.host(self._of_texts(self.params, rows))[:len(part)]
     return out
 
   def embed_pictures(self, codes: np.ndarray) -> np.ndarray:
@@ -242,7 +243,7 @@ class Clip:
     for first in range(0, len(codes), _ROWS):
       part = codes[first:first + _ROWS]
       rows = np.concatenate([part, np.zeros((_ROWS - len(part), *part.shape[1:]), part.dtype)])
-      out[first:first + _ROWS] = np.asarray(self._of_pictures(self.params, rows))[:len(part)]
+      out[first:first + _ROWS] = sharding.host(self._of_pictures(self.params, rows))[:len(part)]
     return out
 
   @property

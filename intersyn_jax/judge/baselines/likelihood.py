@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from intersyn_jax import sharding
 from intersyn_jax.interleave.layout import CODES, TEXT, Layout, TokenBatch
 from intersyn_jax.judge.baselines.shared import MonotoneMap, Viewer, fit_maps, ruled, wide
 from intersyn_jax.judge.labelled import Labelled
@@ -48,7 +49,7 @@ class Likelihood:
     def mean_log_prob(params: Params, tokens: TokenBatch, scored: jax.Array) -> jax.Array:
       """float32[B] over the scored positions bool[B,L]; NaN where there are none."""
       model = policy.bind(params)
-      chunk = _LOGITS // (vocabulary + block.depth * block.codebook)
+      chunk = max(_LOGITS // (len(tokens.text) * (vocabulary + block.depth * block.codebook)), 1)
       text, codes, _ = position_log_probs(model, model(tokens), tokens, chunk=chunk)
       found = jnp.where(tokens.modality == CODES, jnp.mean(codes, axis=-1), text)
       count = jnp.sum(scored, axis=1)
@@ -92,7 +93,7 @@ class Likelihood:
     """Without the padding that all rows have."""
     real = tokens.document > 0
     width = min(wide(real.sum(1).max(initial=1)), real.shape[1])
-    return np.asarray(self._mean_log_prob(self.params, jax.tree.map(lambda a: a[:, :width], tokens), scored[:, :width]))
+    return sharding.host(self._mean_log_prob(self.params, jax.tree.map(lambda a: a[:, :width], tokens), scored[:, :width]))
 
 
 def in_written_order(view: View) -> View:

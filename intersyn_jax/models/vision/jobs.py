@@ -45,8 +45,10 @@ def runner(vision: Vision, params: Params, mesh: Mesh, function: Callable[[Param
     uint8[n,H,W,3] -> int32[n,P,D] for `encode` of a codec, and so on, for n of at least 1.
   """
   places = vision.definition.shardings(mesh)
-  compiled = jax.jit(function, in_shardings=(places, sharding.rows(mesh)), out_shardings=sharding.rows(mesh))
-  run = functools.partial(compiled, jax.device_put(params, places))
+  # Several processes all have the whole batch, which jit takes from the host only without a sharding of its own.
+  spread = lambda params, batch: function(params, jax.lax.with_sharding_constraint(batch, sharding.rows(mesh)))
+  compiled = jax.jit(spread, out_shardings=sharding.rows(mesh))
+  run = functools.partial(compiled, jax.jit(lambda tree: tree, out_shardings=places)(params))
   return lambda whole: in_chunks(run, whole, rows * sharding.row_multiple(mesh))
 
 
