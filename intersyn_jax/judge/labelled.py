@@ -14,6 +14,7 @@ Letters: N answers, T positions, S steps at most, D codes.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import random
@@ -72,6 +73,7 @@ class Generator:
     codes: which code damage the answer's pictures get, '' for none; each picture is hit with probability a half.
     share: of the places that random codes hit, drawn from between these.
     policy: answers come from this sampler instead.
+    retold: how many more training rows each answer gives for ITS, with texts told anew about the pictures that it has.
   """
 
   train: float
@@ -81,6 +83,7 @@ class Generator:
   codes: tuple[str, ...] = ()
   share: tuple[float, float] = (0.05, 0.4)
   policy: str = ''
+  retold: int = 0
 
   @property
   def held_out(self) -> bool:
@@ -91,7 +94,7 @@ GENERATORS: dict[str, Generator] = {
     'gold': Generator(0.12, 0.1),
     'flaws': Generator(0.42, 0.15, flaws=(1, 1, 1, 2)),
     'codes': Generator(0.2, 0.1, flaws=(0, 0, 1), codes=('random_codes', 'half_object_codes')),
-    'sampled': Generator(0.26, 0.15, policy='sampled'),
+    'sampled': Generator(0.26, 0.15, policy='sampled', retold=2),
     'three_flaws': Generator(0.0, 0.15, flaws=(3,)),
     'codes_and_flaws': Generator(0.0, 0.1, flaws=(2,), codes=('random_codes',), share=(0.4, 0.6)),
     'later_policy': Generator(0.0, 0.15, policy='later_policy'),
@@ -99,6 +102,10 @@ GENERATORS: dict[str, Generator] = {
                               codes=('', 'shifted_codes')),
 }
 """Those with no training rows are the held-out generators. A generator whose policy is not at hand is left out."""
+
+RETOLD = 'retold'
+"""The generator of rows whose texts were told anew. What an early policy says and what it draws go wrong together; a judge that
+has not seen the one without the other need not compare them."""
 
 Sampler = Callable[[Sequence[Conversation]], Sequence[TokenBatch]]
 """Conversations in, their questions answered by a policy out: one document [T] each (padding allowed)."""
@@ -191,7 +198,11 @@ class Corpus:
       mine = [d for d in drafts if GENERATORS[d.generator].policy == policy]
       for draft, document in zip(mine, self.samplers[policy]([d.conversation for d in mine]) if mine else (), strict=True):
         _answered(draft, document, self.layout)
-    return _label(self, [d for d in drafts if len(d.document.text) <= self.longest], _TEST_ROWS if side == TEST else 0)
+    readings = _readings(self, drafts)
+    if side == TRAIN:
+      drafts += _retold(self, [d for d in drafts for _ in range(GENERATORS[d.generator].retold)], readings)
+    fitting = [d for d in drafts if len(d.document.text) <= self.longest]
+    return _label(self, fitting, readings, _TEST_ROWS if side == TEST else 0)
 
 
 def unseen(test: Labelled, train: Labelled) -> Labelled:
@@ -321,13 +332,40 @@ def _answered(draft: _Draft, document: TokenBatch, layout: Layout) -> None:
   draft.in_steps = np.array_equal(again, np.asarray(document.text)[np.asarray(document.modality) > 0])
 
 
-def _label(corpus: Corpus, drafts: Sequence[_Draft], first: int = 0) -> Labelled:
-  """Decodes all pictures, scores, and puts the labels where the views look for them; `first` is the first row's number."""
-  shown = [image for d in drafts for images in (d.gold, *(images_of(t.answer) for t in d.conversation.turns))
-           for image in images]
-  pictures = corpus.decode(np.stack([image.codes for image in shown])) if shown else np.zeros((0, 1, 1, 3), np.uint8)
-  readings = dict(zip(map(id, shown), read(pictures, corpus.jitter), strict=True)) if shown else {}
-  hashes = {id(image): hashlib.blake2b(image.codes.tobytes(), digest_size=8).hexdigest() for image in shown}
+Readings = Mapping[int, Reading]
+"""What is seen in a picture, by the `id` of its Image."""
+
+
+def _readings(corpus: Corpus, drafts: Sequence[_Draft]) -> Readings:
+  """Decodes and reads all pictures."""
+  shown = {id(image): image for d in drafts for images in (d.gold, *(images_of(t.answer) for t in d.conversation.turns))
+           for image in images}
+  if not shown:
+    return {}
+  pictures = corpus.decode(np.stack([image.codes for image in shown.values()]))
+  return dict(zip(shown, read(pictures, corpus.jitter), strict=True))
+
+
+def _retold(corpus: Corpus, drafts: Sequence[_Draft], readings: Readings) -> list[_Draft]:
+  """One more row of each draft, with texts told anew about its pictures."""
+  rows = []
+  for index, draft in enumerate(drafts):
+    rng = story.keyed(corpus.seed, index, 'judge', RETOLD)
+    *earlier, last = draft.conversation.turns
+    answer = []
+    for text, image in steps_of(last.answer):
+      if text is not None and image is not None:
+        with contextlib.suppress(flaws.Unfit):
+          text = flaws.retold(readings[id(image)].scene, rng)
+      answer += [*(() if text is None else (Text(text),)), *(() if image is None else (image,))]
+    conversation = _spoken(dataclasses.replace(draft.conversation, turns=(*earlier, Turn(last.question, tuple(answer)))),
+                           f'{draft.conversation.id}-{RETOLD}-{index}')
+    rows.append(_Draft(conversation, RETOLD, rng, draft.gold, tokenise(conversation, corpus.layout)))
+  return rows
+
+
+def _label(corpus: Corpus, drafts: Sequence[_Draft], readings: Readings, first: int = 0) -> Labelled:
+  """Scores, and puts the labels where the views look for them; `first` is the first row's number."""
   kept, whole, steps, asked_iq, marked, expected = [], [], [], [], [], []
   for draft in drafts:
     turns = draft.conversation.turns
@@ -353,15 +391,22 @@ def _label(corpus: Corpus, drafts: Sequence[_Draft], first: int = 0) -> Labelled
     for values_of, value in ((kept, draft), (whole, values), (steps, labels), (marked, mark), (expected, should)):
       values_of.append(value)
   votes = annotators.simulate(np.stack(whole), corpus.annotators, corpus.disagreement, corpus.seed, first=first)
+  # Of texts told anew only ITS is learnt: their pictures are those of another row, and nobody asked for what they tell.
+  told = np.array([draft.generator == RETOLD for draft in kept])
+  others = [TCC, ICC, IQ]
+  votes[np.ix_(told, np.arange(votes.shape[1]), others)] = np.nan
+  steps = np.stack(steps)
+  steps[np.ix_(told, np.arange(steps.shape[1]), others)] = np.nan
   return Labelled(
       [d.conversation.id for d in kept], [d.generator for d in kept], [d.document for d in kept],
-      np.stack(whole), votes, np.stack(steps), marked, expected, np.array(asked_iq, np.float32),
+      np.stack(whole), votes, steps, marked, expected, np.array(asked_iq, np.float32),
       [hashlib.blake2b(repr([text_of(t.question) for t in d.conversation.turns]).encode(), digest_size=8).hexdigest()
        for d in kept],
-      [tuple(hashes[id(image)] for image in images_of(d.conversation.turns[-1].answer)) for d in kept])
+      [tuple(hashlib.blake2b(image.codes.tobytes(), digest_size=8).hexdigest()
+             for image in images_of(d.conversation.turns[-1].answer)) for d in kept])
 
 
-def _mark_places(draft: _Draft, readings: Mapping[int, Reading], out: np.ndarray, expected: np.ndarray) -> None:
+def _mark_places(draft: _Draft, readings: Readings, out: np.ndarray, expected: np.ndarray) -> None:
   """Marks the places of the last answer's pictures, and writes down what should have stood there."""
   steps = steps_of(draft.conversation.turns[-1].answer)
   pictures = [(step, image) for step, (_, image) in enumerate(steps) if image is not None]
@@ -391,7 +436,7 @@ def _at_places(cells: np.ndarray, places: int) -> np.ndarray:
   return cells[(at[:, None] * SIDE + at[None, :]).reshape(-1)]
 
 
-def _mark_facts(draft: _Draft, readings: Mapping[int, Reading], asked: Sequence[Asked], layout: Layout, out: np.ndarray) -> None:
+def _mark_facts(draft: _Draft, readings: Readings, asked: Sequence[Asked], layout: Layout, out: np.ndarray) -> None:
   """Marks the facts of the texts where their last token stands. Texts that are not written as `encode` writes them (a policy
   may spell a word in other pieces) stay without marks."""
   document, runs = draft.document, []

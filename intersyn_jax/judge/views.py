@@ -1,10 +1,10 @@
 """What each score may see: four views of an answer, cut out of token rows under jit (DESIGN 8).
 
 TCC reads the text of context and answer; ICC the context and the pictures of the answer; IQ each picture alone; ITS
-everything, of each step the picture before the text, so that every statement is read by one who has seen what it is about. A view is moved together to the left, its positions count from 0 and it ends with one `</s>` of its own, so
-nothing of what it may not see is left in it: no id, no place, no length. Two consequences: the answer's own `</s>` is
-in no view, and tags go with their modality (`<think>` with text, `<vis>` with pictures and only into ITS, which needs the
-pairing). Steps of TCC are counted by `<think>` alone, of ICC and IQ by pictures alone, of ITS by the grammar; in an answer
+everything, of each step the picture before the text, so that every statement is read by one who has seen what it is about. A
+view is moved together to the left, its positions count from 0 and it ends with one `</s>` of its own, so nothing of what it
+may not see is left in it: no id, no place, no length. Two consequences: the answer's own `</s>` is in no view, and tags go
+with their modality (`<think>` with text, `<vis>` with pictures and only into ITS, which needs the pairing). Steps of TCC are counted by `<think>` alone, of ICC and IQ by pictures alone, of ITS by the grammar; in an answer
 that keeps the format these are the same steps.
 
 Letters: B rows, T positions, L positions of a view, S steps at most, D codes per image position.
@@ -113,7 +113,8 @@ def _parts(batch: TokenBatch, layout: Layout) -> _Parts:
   return _Parts(context, answer & plain, answer & think, vis, block, begin & block, answer)
 
 
-def _cut(batch: TokenBatch, visible: jax.Array, target: jax.Array, slot: jax.Array, width: int, steps: int, layout: Layout) -> View:
+def _cut(batch: TokenBatch, visible: jax.Array, target: jax.Array, slot: jax.Array, width: int, steps: int,
+         layout: Layout) -> View:
   """Moves the visible positions to their `target`, adds `</s>`, and finds where each step (`slot`, -1 for none) ends."""
   rows, t = visible.shape
   count = jnp.sum(visible, axis=1)

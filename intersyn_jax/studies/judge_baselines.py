@@ -1,8 +1,9 @@
 """Study `judge_baselines`: SynJudge beside its baselines in several seeds, and how it ranks answers of real policies.
 
-Each seed has its own work folder WORKDIR/seed<k> with the stages that a judge needs: `data`, `tokenizer`, `warmup` (without the
-writer), `judge`, and `grpo` from the warm-up model under that judge. Then the warm-up and the GRPO policy each answer the same
-prompts of the validation split several times, and judge and ground truth rank the answers to each prompt.
+Each seed has its own work folder WORKDIR/seed<k> with the stages that a judge needs: `data`, `tokenizer`, `warmup` (the writer is
+of no use here: `--config.writer.steps=0` leaves it out, where no other study shares the folder), `judge`, and `grpo` from
+the warm-up model under that judge. Then the warm-up and the GRPO policy each answer the same prompts of the validation split
+several times, and judge and ground truth rank the answers to each prompt.
 
 Rows: `{setting, seed, on, tcc.rmse, tcc.rmse.low, ..., tcc.a1, tcc.tau, ...}` with `on` = `held_out` (topics, generators,
 combinations and strengths of flaws that training has not) or `unseen_flaws` (kinds of flaws that training has not, for
@@ -72,9 +73,8 @@ def run(config: ml_collections.ConfigDict, workdir: str, seeds: Sequence[int], c
 
 
 def of_seed(config: ml_collections.ConfigDict, seed: int) -> ml_collections.ConfigDict:
-  """The configuration of one seed: every baseline, no writer, and GRPO begins with the warm-up model."""
+  """The configuration of one seed: every baseline, and GRPO begins with the warm-up model."""
   mine = without_control(config, seed)
-  mine.writer.steps = 0
   mine.judge.baselines = tuple(name for name in BASELINES if name != 'endpoint')
   mine.judge.init = mine.grpo.init = 'warmup'
   return mine.lock()

@@ -65,7 +65,7 @@ def sides(corpus):
 def test_gold_is_perfect_and_damage_is_not(sides):
   train, _ = sides
   names = np.array(train.generators)
-  assert set(names) == {'gold', 'flaws', 'codes', 'sampled'}
+  assert set(names) == {'gold', 'flaws', 'codes', 'sampled', 'retold'}
   for good in ('gold', 'sampled'):  # the sampler of this test writes the gold answer
     np.testing.assert_allclose(train.whole[names == good], 5.0)
     assert np.nanmin(train.steps[names == good]) == 5.0
@@ -75,12 +75,28 @@ def test_gold_is_perfect_and_damage_is_not(sides):
   assert codes[:, IQ].mean() < 4.9 and codes[:, TCC].mean() > codes[:, ICC].mean()
 
 
+def test_texts_told_anew_teach_its_alone(sides):
+  """Right and wrong about the same pictures: as many rows as the generator says, all questions of training."""
+  train, test = sides
+  names = np.array(train.generators)
+  told, policy = names == labelled.RETOLD, names == 'sampled'
+  assert told.sum() == GENERATORS['sampled'].retold * policy.sum() and labelled.RETOLD not in test.generators
+  assert {train.questions[i] for i in np.flatnonzero(told)} <= {train.questions[i] for i in np.flatnonzero(policy)}
+  assert {p for i in np.flatnonzero(told) for p in train.pictures[i]} <= {
+      p for i in np.flatnonzero(policy) for p in train.pictures[i]}
+  its = train.steps[told, :, ITS]
+  assert (its < 2).sum() > 10 and (its > 4).sum() > 10
+  for dimension in (TCC, ICC, IQ):
+    assert not np.isfinite(train.votes[told, :, dimension]).any() and not np.isfinite(train.steps[told, :, dimension]).any()
+  assert np.isfinite(train.votes[told, :, ITS]).all()
+
+
 def test_sides_share_nothing_and_leaks_are_found(corpus, sides):
   train, test = sides
   clean = labelled.unseen(test, train)
   assert 0 < len(clean) <= len(test) and set(clean.ids) <= set(test.ids)
   labelled.check_leaks(train, clean)
-  assert all(GENERATORS[g].train for g in train.generators) and any(GENERATORS[g].held_out for g in test.generators)
+  assert all(g == labelled.RETOLD or GENERATORS[g].train for g in train.generators) and any(GENERATORS[g].held_out for g in test.generators)
   row = next(i for i, pictures in enumerate(train.pictures) if pictures)
   for field in ('ids', 'questions', 'pictures'):
     leaky = dataclasses.replace(clean, **{field: [getattr(train, field)[row], *getattr(clean, field)[1:]]})
@@ -106,7 +122,7 @@ def test_step_labels_stand_where_the_views_count(corpus):
   draft = labelled._Draft(flawed, 'gold', story.keyed(0, 0), tuple(s for s in answer if isinstance(s, Image)))
   labelled._encode(corpus, [draft])
   draft.document = layout.tokenise(draft.conversation, corpus.layout)
-  found = labelled._label(corpus, [draft])
+  found = label(corpus, [draft])
   nan = np.nan
   np.testing.assert_allclose(found.steps[0], [[5, 5, 5, nan], [nan, 5, 5, 5], [nan] * 4])
   np.testing.assert_allclose(found.whole[0], [2.5, 5, 5, 2.5])
@@ -120,6 +136,10 @@ def test_step_labels_stand_where_the_views_count(corpus):
   assert np.nansum(claimed) == np.isfinite(denied).sum() >= 1 and np.nansum(denied) == 0
 
 
+def label(corpus, drafts):
+  return labelled._label(corpus, drafts, labelled._readings(corpus, drafts))
+
+
 def draft_of(corpus, conversation, gold):
   draft = labelled._Draft(conversation, 'flaws', story.keyed(0, 0), tuple(s for s in gold if isinstance(s, Image)))
   labelled._encode(corpus, [draft])
@@ -131,7 +151,7 @@ def test_wrong_places_are_marked_and_reach_the_views(corpus):
   conversation = story.conversation(3, 9, 'roles', steps=1, turns=1)
   flawed, kinds = flaws.inject(conversation, story.keyed(1, 1), ['wrong_place'])
   assert kinds == ['wrong_place']
-  found = labelled._label(corpus, [draft_of(corpus, flawed, conversation.turns[0].answer)])
+  found = label(corpus, [draft_of(corpus, flawed, conversation.turns[0].answer)])
   told, claimed, denied, shown, filled = range(len(MARKS))
   assert np.nansum(found.marks[0][:, shown]) == 2  # where it stands and where it should
   other = (found.expected[0] != found.documents[0].codes).any(1) & (found.expected[0] >= 0).any(1)
@@ -159,7 +179,7 @@ def test_wrong_words_are_marked(corpus):
   changed = answer[0].text.replace(language.name_of(item.name), other, 1)
   flawed = dataclasses.replace(conversation, turns=(Turn(conversation.turns[0].question, (Text(changed), *answer[1:])),))
   draft, gold = draft_of(corpus, flawed, answer), draft_of(corpus, conversation, answer)
-  found, right = (labelled._label(corpus, [d]).marks[0] for d in (draft, gold))
+  found, right = (label(corpus, [d]).marks[0] for d in (draft, gold))
   wrong = np.flatnonzero(found[:, 0] == 1)
   said = [corpus.layout.tokenizer.decode(draft.document.text[:t + 1]) for t in wrong]
   assert any(s.endswith(other) for s in said)
@@ -173,7 +193,7 @@ def test_iq_of_the_whole_is_of_the_pictures_that_are_there(corpus):
   draft = labelled._Draft(flawed, 'gold', story.keyed(0, 0), tuple(s for s in answer if isinstance(s, Image)))
   labelled._encode(corpus, [draft])
   draft.document = layout.tokenise(draft.conversation, corpus.layout)
-  found = labelled._label(corpus, [draft])
+  found = label(corpus, [draft])
   np.testing.assert_allclose((found.whole[0, IQ], found.asked_iq[0], found.whole[0, ICC]), (5, 2.5, 2.5))
 
 

@@ -22,9 +22,11 @@ from intersyn_jax.data.storyworld.world import (
     PLACES,
     SHAPES,
     SIZES,
+    Impossible,
     Object,
     Scene,
     scene,
+    undo,
 )
 from intersyn_jax.interleave.types import Conversation, Image, Text, Turn, steps_of
 
@@ -217,6 +219,27 @@ def truncated(text: str, rng: random.Random) -> str:
   if len(words) < 4:
     raise Unfit
   return ' '.join(words[:rng.randint(2, max(2, len(words) * 2 // 3))])
+
+
+def retold(view: Scene, rng: random.Random) -> str:
+  """A text of some step that may have led to this scene; of every three, one is right, one has a fact wrong, and one tells of a
+  step that has yet to come. Raises Unfit where nothing can be told."""
+  kind, right = rng.choice(list(language.WORDINGS)), rng.randrange(3)
+  if not view.objects:
+    raise Unfit
+  if kind == 'show':
+    text = language.tell(None, None, view, rng.randrange(6))
+  else:
+    # The step back from here, and what it undoes.
+    back = {'add': 'remove', 'remove': 'add'}.get(kind, kind)
+    try:
+      action = story.random_action(rng, view, back if right else kind)
+      other = story.perform(rng, view, action)
+    except Impossible:
+      raise Unfit from None
+    told = (undo(view, action), other, view) if right else (action, view, other)
+    text = language.tell(*told, rng.randrange(6))
+  return wrong_text(text, rng) if right == 1 else text
 
 
 # Injection.

@@ -135,6 +135,18 @@ def apply(start: Scene, action: Action) -> Scene:
   return scene(start.ground, (*rest, changed))
 
 
+def undo(start: Scene, action: Action) -> Action:
+  """What leads back to `start` from the scene after the action."""
+  kind, item = action.kind, start.find(action.name)
+  if kind == 'reground':
+    return action._replace(value=start.ground)
+  if kind in ('recolour', 'reshape'):
+    return Action(kind, touched(action), None, item.colour if kind == 'recolour' else item.shape)
+  if kind in ('add', 'remove'):
+    return Action('remove', action.name) if kind == 'add' else Action('add', action.name, None, item.cell)
+  return action._replace(value={'move': item.cell, 'resize': item.size}.get(kind))
+
+
 def touched(action: Action) -> Name | None:
   """Name of the object that the action touched, as it is called afterwards; None for the ground."""
   if action.kind == 'recolour':
