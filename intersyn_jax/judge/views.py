@@ -4,8 +4,9 @@ TCC reads the text of context and answer; ICC the context and the pictures of th
 everything, of each step the picture before the text, so that every statement is read by one who has seen what it is about. A
 view is moved together to the left, its positions count from 0 and it ends with one `</s>` of its own, so nothing of what it
 may not see is left in it: no id, no place, no length. Two consequences: the answer's own `</s>` is in no view, and tags go
-with their modality (`<think>` with text, `<vis>` with pictures and only into ITS, which needs the pairing). Steps of TCC are counted by `<think>` alone, of ICC and IQ by pictures alone, of ITS by the grammar; in an answer
-that keeps the format these are the same steps.
+with their modality (`<think>` with text, `<vis>` with pictures and only into ITS, which needs the pairing). Steps of TCC are
+counted by `<think>` alone, of ICC and IQ by pictures alone, of ITS by the grammar; in an answer that keeps the format these
+are the same steps.
 
 Letters: B rows, T positions, L positions of a view, S steps at most, D codes per image position.
 """

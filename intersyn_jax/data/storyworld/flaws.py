@@ -19,6 +19,7 @@ from intersyn_jax.data.storyworld.world import (
     CELLS,
     COLOURS,
     GROUNDS,
+    MOST_OBJECTS,
     PLACES,
     SHAPES,
     SIZES,
@@ -223,9 +224,9 @@ def truncated(text: str, rng: random.Random) -> str:
 
 def retold(view: Scene, rng: random.Random) -> str:
   """A text of some step that may have led to this scene; of every three, one is right, one has a fact wrong, and one tells of a
-  step that has yet to come. Raises Unfit where nothing can be told."""
+  step that has yet to come. Raises Unfit where nothing can be told: a model's picture may show nothing, or too much."""
   kind, right = rng.choice(list(language.WORDINGS)), rng.randrange(3)
-  if not view.objects:
+  if not 1 <= len(view.objects) <= MOST_OBJECTS:
     raise Unfit
   if kind == 'show':
     text = language.tell(None, None, view, rng.randrange(6))
