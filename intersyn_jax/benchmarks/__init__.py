@@ -5,6 +5,7 @@ BENCHMARKS = {
     'decode': 'the interleaved decoder: against transformers, against its matrix products, with images and guidance',
     'grpo': 'an iteration of GRPO: against TRL and tunix with text alone, and with images',
     'judge': 'judging the rollouts of a GRPO iteration: against writing them, measured small and computed at 7B',
+    'seir': 'conversations a second and how full batches are, on 1 to 8 devices, by the writer of a finished run',
     'train': 'a step of supervised training: against PyTorch, eager and compiled',
 }
 """Every benchmark and what it measures."""

@@ -9,11 +9,13 @@ from intersyn_jax.benchmarks import BENCHMARKS, rows
 from intersyn_jax.errors import UserError
 
 USAGE = """python -m intersyn_jax.benchmarks NAME [--out=FILE.json] [--cases=PART,PART] [--runs=5]
+                                  [--config=FILE:SIZE --workdir=DIR]
 
 benchmarks
 {names}
 
---cases keeps the cases whose name holds one of the parts; --runs is how often each is measured (the median counts)"""
+--cases keeps the cases whose name holds one of the parts; --runs is how often each is measured (the median counts);
+--config and --workdir name a finished run, where a benchmark asks for one"""
 
 
 def main(arguments: list[str]) -> int:

@@ -21,23 +21,29 @@ A ratio above 1 means that ours is better; the floor fraction is 1 where nothing
 
 
 class Options(NamedTuple):
-  """`out`: a file for the rows. `cases`: parts of names, none keeps all. `runs`: measurements of each case."""
+  """`out`: a file for the rows. `cases`: parts of names, none keeps all. `runs`: measurements of each case. `job`: the flags that
+  name a finished run."""
 
   out: str = ''
   cases: tuple[str, ...] = ()
   runs: int = 5
+  job: tuple[str, ...] = ()
 
   def wants(self, case: str) -> bool:
     return not self.cases or any(part in case for part in self.cases)
 
 
 def options(flags: Sequence[str]) -> Options:
-  """Reads `--out=`, `--cases=` and `--runs=`. Raises UserError for any other word."""
+  """Reads `--out=`, `--cases=`, `--runs=`, and the flags of a run. Raises UserError for any other word."""
   found: dict[str, Any] = {}
   for flag in flags:
     name, _, value = flag.removeprefix('--').partition('=')
-    if not flag.startswith('--') or name not in Options._fields or not value:
-      raise UserError(f'{flag}: no such option; there are --out=FILE.json, --cases=PART,PART and --runs=N')
+    if flag.startswith(('--config', '--workdir=')) and value:
+      found['job'] = (*found.get('job', ()), flag)
+      continue
+    if not flag.startswith('--') or name not in ('out', 'cases', 'runs') or not value:
+      raise UserError(f'{flag}: no such option; there are --out=FILE.json, --cases=PART,PART, --runs=N, and to name a run '
+                      '--config=FILE:SIZE --workdir=FOLDER')
     found[name] = value
   if 'cases' in found:
     found['cases'] = tuple(found['cases'].split(','))

@@ -9,12 +9,13 @@ import time
 import pytest
 
 import intersyn_jax
+from intersyn_jax.benchmarks import rows, seir
 from intersyn_jax.errors import UserError
 from intersyn_jax.interleave.types import images_of
 from intersyn_jax.stages import PIPELINE
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-from pipeline import Job, final_params, metric_rows, numbers
+from pipeline import SMALLER, Job, final_params, metric_rows, numbers
 
 KILLS = {
     'data': (('', 0.3),),
@@ -90,6 +91,17 @@ def test_a_finished_folder_answers_from_python(folders, tmp_path):
       intersyn_jax.Generator.from_workdir(*arguments)
   with pytest.raises(UserError, match='decode has no field warmth'):
     intersyn_jax.Generator.from_workdir(folders[0], warmth=2)
+
+
+def test_seir_of_a_finished_folder_is_timed(folders, monkeypatch):
+  """By the benchmark, which writes nothing into the folder; batches are as full as they can be, few conversations in flight."""
+  monkeypatch.setattr(seir, 'WINDOW', 6)
+  before = sorted(folders[0].rglob('*'))
+  found = seir.measure(2, ['--config=configs/storyworld.py:smoke', f'--workdir={folders[0]}', *SMALLER])
+  assert len(found['rates']) == 2 and min(found['rates']) > 0 and 0 < found['fill'] <= 1
+  assert sorted(folders[0].rglob('*')) == before
+  with pytest.raises(UserError, match='name a finished run, --config=configs/storyworld.py:tiny --workdir=runs/tiny'):
+    next(seir.run(rows.options(['--runs=1'])))
 
 
 def test_a_work_folder_names_no_code_to_load(folders, tmp_path):

@@ -9,9 +9,9 @@ import pytest
 from intersyn_jax.data.storyworld import flaws, language, story
 from intersyn_jax.data.storyworld.language import Request
 from intersyn_jax.data.storyworld.render import render
-from intersyn_jax.data.storyworld.score import Item, item_of, score_answer, score_answers, score_question
+from intersyn_jax.data.storyworld.score import Item, claims, item_of, score_answer, score_answers, score_question
 from intersyn_jax.data.storyworld.topics import parse_topic
-from intersyn_jax.data.storyworld.world import Action, Object, scene
+from intersyn_jax.data.storyworld.world import MOST_OBJECTS, Action, Object, scene
 from intersyn_jax.interleave.types import DIMENSIONS, Text, Turn, text_of
 
 KINDS = [(32, 0), (64, 1)]
@@ -184,6 +184,25 @@ def test_redundant_text_caps_its_at_four():
   false = score_answer([QUESTION], _steps(texts=(TEXTS[0], TEXTS[1].replace(' .', ' , on sky .'))))
   assert false.steps[1].tcc < 5
   assert false.steps[1].its < 4
+
+
+def test_texts_told_anew_are_right_and_wrong():
+  """Of every picture that a model may draw, objects of one name among them; what shows nothing, or too much, is not told."""
+  rng, held, unfit = random.Random(0), [], 0
+  for _ in range(600):
+    objects = [Object(rng.randrange(3), rng.randrange(3), rng.randrange(2), rng.randrange(16)) for _ in range(rng.randrange(8))]
+    view = scene(rng.randrange(4), objects)
+    try:
+      text = flaws.retold(view, rng)
+    except flaws.Unfit:
+      unfit += 1
+      continue
+    assert 1 <= len(objects) <= MOST_OBJECTS
+    holds = [one for _, one in claims(language.parse_telling(language.normalise(text)), view)]
+    held.append(sum(holds) / len(holds))
+  held = np.array(held)
+  assert len(held) > 150 and unfit > 50
+  assert 0.25 < (held == 1).mean() < 0.6 and (held == 0).mean() > 0.1 and ((held > 0) & (held < 1)).mean() > 0.1
 
 
 def test_text_and_picture_that_agree_in_error_keep_its():

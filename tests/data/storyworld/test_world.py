@@ -2,7 +2,7 @@
 
 import pytest
 
-from intersyn_jax.data.storyworld.world import Action, Impossible, Object, Scene, apply, bind, check, scene
+from intersyn_jax.data.storyworld.world import Action, Impossible, Object, Scene, apply, bind, check, scene, undo
 
 RED_CIRCLE = Object(0, 0, 1, 0)
 BLUE_SQUARE = Object(1, 1, 0, 5)
@@ -25,6 +25,16 @@ def test_canonical_order():
 ])
 def test_apply(action, expected):
   assert apply(START, action) == scene(0, expected)
+
+
+@pytest.mark.parametrize('action', [
+    Action('move', (0, 0), value=9), Action('recolour', (0, 0), value=3), Action('reshape', (1, 1), value=4),
+    Action('resize', (1, 1), value=1), Action('add', (2, 2), value=7), Action('remove', (0, 0)), Action('swap', (0, 0), (1, 1)),
+    Action('reground', value=2)])
+def test_undone_all_is_as_before(action):
+  back = apply(apply(START, action), undo(START, action))
+  sizes_aside = lambda view: (view.ground, [item._replace(size=None) for item in view.objects])  # an added one's is left open
+  assert sizes_aside(back) == sizes_aside(START) and (action.kind == 'remove' or back == START)
 
 
 def test_reground_keeps_the_objects():
