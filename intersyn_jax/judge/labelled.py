@@ -45,12 +45,13 @@ from intersyn_jax.judge.views import ICC, IQ, ITS, TCC
 
 TRAIN, TEST = 'train', 'test'
 
-MARKS = {'told': (TCC,), 'claimed': (TCC, ITS), 'denied': (ITS,), 'shown': (ICC, ITS), 'filled': (ICC, ITS)}
+MARKS = {'told': (TCC,), 'claimed': (TCC, ITS), 'shown': (ICC, ITS), 'filled': (ICC, ITS), 'contradicted': (ITS,),
+         'named': (ITS,)}
 """What is marked in answers, and the views that can know it.
 
 Texts, where the words of a fact end: `told`, the fact is not what the question asks for; `claimed`, the picture should show
-it; `denied`, the picture does not. Places of pictures: `shown`, another tile than in the gold answer's picture of that step;
-`filled`, an object.
+it. Places of pictures: `shown`, another tile than in the gold answer's picture of that step; `filled`, an object;
+`contradicted`, not what the step's text says of the place; `named`, an object that the step's text names.
 """
 
 _TEST_ROWS = 1_000_000
@@ -387,7 +388,7 @@ def _label(corpus: Corpus, drafts: Sequence[_Draft], readings: Readings, first: 
     _mark_places(draft, readings, mark, should)
     if draft.in_steps:
       _step_labels(turns[-1].answer, score.steps, labels)
-      _mark_facts(draft, readings, score.asked, corpus.layout, mark)
+      _mark_facts(draft, score.asked, corpus.layout, mark)
     for values_of, value in ((kept, draft), (whole, values), (steps, labels), (marked, mark), (expected, should)):
       values_of.append(value)
   votes = annotators.simulate(np.stack(whole), corpus.annotators, corpus.disagreement, corpus.seed, first=first)
@@ -409,16 +410,22 @@ def _label(corpus: Corpus, drafts: Sequence[_Draft], readings: Readings, first: 
 def _mark_places(draft: _Draft, readings: Readings, out: np.ndarray, expected: np.ndarray) -> None:
   """Marks the places of the last answer's pictures, and writes down what should have stood there."""
   steps = steps_of(draft.conversation.turns[-1].answer)
-  pictures = [(step, image) for step, (_, image) in enumerate(steps) if image is not None]
+  pictures = [(step, text, image) for step, (text, image) in enumerate(steps) if image is not None]
   at = np.flatnonzero(np.asarray(draft.document.modality) == CODES)
-  places = len(pictures[0][1].codes) if pictures else 1
-  shown, filled = (list(MARKS).index(name) for name in ('shown', 'filled'))
-  for (step, image), where in zip(pictures, at.reshape(-1, places)[-len(pictures):] if pictures else (), strict=True):
+  places = len(pictures[0][2].codes) if pictures else 1
+  shown, filled, contradicted, named = (list(MARKS).index(name) for name in ('shown', 'filled', 'contradicted', 'named'))
+  for (step, text, image), where in zip(pictures, at.reshape(-1, places)[-len(pictures):] if pictures else (), strict=True):
     view = readings[id(image)].scene
     out[where, filled] = _at_places(_tiles(view) >= 0, places)
     if step < len(draft.gold):
       expected[where] = draft.gold[step].codes
       out[where, shown] = _at_places(_tiles(view) != _tiles(readings[id(draft.gold[step])].scene), places)
+    if text is not None:
+      text = language.normalise(text)
+      names = marks.named(text)
+      out[where, contradicted] = _at_places(marks.contradictions(text, view), places)
+      out[where, named] = _at_places(np.array([(item := view.at(cell)) is not None and item.name in names
+                                               for cell in range(CELLS)]), places)
 
 
 def _tiles(view: Scene) -> np.ndarray:
@@ -436,7 +443,7 @@ def _at_places(cells: np.ndarray, places: int) -> np.ndarray:
   return cells[(at[:, None] * SIDE + at[None, :]).reshape(-1)]
 
 
-def _mark_facts(draft: _Draft, readings: Readings, asked: Sequence[Asked], layout: Layout, out: np.ndarray) -> None:
+def _mark_facts(draft: _Draft, asked: Sequence[Asked], layout: Layout, out: np.ndarray) -> None:
   """Marks the facts of the texts where their last token stands. Texts that are not written as `encode` writes them (a policy
   may spell a word in other pieces) stay without marks."""
   document, runs = draft.document, []
@@ -447,21 +454,18 @@ def _mark_facts(draft: _Draft, readings: Readings, asked: Sequence[Asked], layou
     if not runs or t != runs[-1][-1] + 1:
       runs.append([])
     runs[-1].append(int(t))
-  steps = [(step, *parts) for step, parts in enumerate(steps_of(draft.conversation.turns[-1].answer)) if parts[0] is not None]
+  steps = [(step, text) for step, (text, _) in enumerate(steps_of(draft.conversation.turns[-1].answer)) if text is not None]
   if len(runs) != len(steps):
     return
-  told, claimed, denied = (list(MARKS).index(name) for name in ('told', 'claimed', 'denied'))
-  for run, (step, text, image) in zip(runs, steps, strict=True):
+  told, claimed = (list(MARKS).index(name) for name in ('told', 'claimed'))
+  for run, (step, text) in zip(runs, steps, strict=True):
     ends = layout.tokenizer.ends(text, document.text[run])
     if ends is None or language.normalise(text) != text:
       continue
     at = lambda end, run=run, ends=ends: run[int(np.searchsorted(ends, end))]
     out[run, claimed] = 0
-    view = Scene(0, ()) if image is None else readings[id(image)].scene
-    for end, holds in marks.claims(text, view):
+    for end in marks.claims(text):
       out[at(end), claimed] = 1
-      if image is not None:
-        out[at(end), denied] = not holds
     for end, wrong in marks.facts(text, asked[step]) if step < len(asked) else ():
       out[at(end), told] = wrong
 

@@ -32,7 +32,7 @@ from intersyn_jax.models.unified import Backbone, ModelConfig
 TOP = 5
 """K: the highest score, and how many cumulative questions there are."""
 
-MARKS = 5
+MARKS = 6
 """M: how many kinds of marks there are (`labelled.MARKS`)."""
 
 GAP = 1.0
@@ -110,7 +110,7 @@ class Judge(nnx.Module):
 
 def sums(batch: TokenBatch, marked: jax.Array) -> jax.Array:
   """How much is marked up to each position, [B,T,4M] of marked [B,T,M]: in the document's pictures, in its texts, in the latest
-  picture alone, and in the text after that."""
+  picture alone, and in the text right before that."""
   picture, text = batch.modality == CODES, (batch.modality == TEXT) & ~batch.forced
   total = lambda where: jnp.pad(jnp.cumsum(jnp.where(where[..., None], marked, 0.0), axis=1), ((0, 0), (1, 0), (0, 0)))
   at = lambda total, index: jnp.take_along_axis(total, index[..., None], axis=1)  # what lies before each index
@@ -120,11 +120,13 @@ def sums(batch: TokenBatch, marked: jax.Array) -> jax.Array:
   begins = block & ~jnp.pad(block[:, :-1], ((0, 0), (1, 0)))
   latest = jax.lax.cummax(jnp.where(begins, t, -1), axis=1)
   closed = jax.lax.cummax(jnp.where(block, t + 1, 0), axis=1)
+  # The text before a picture begins where the last block before it ends, or the document.
+  said = jnp.maximum(jnp.take_along_axis(jnp.pad(closed, ((0, 0), (1, 0))), jnp.maximum(latest, 0), axis=1), document)
   pictures, texts = total(picture), total(text)
   shown = (latest >= document)[..., None]
   found = [pictures[:, 1:] - at(pictures, document), texts[:, 1:] - at(texts, document),
            jnp.where(shown, pictures[:, 1:] - at(pictures, jnp.maximum(latest, 0)), 0.0),
-           texts[:, 1:] - at(texts, jnp.maximum(closed, document))]
+           jnp.where(shown, at(texts, jnp.maximum(latest, 0)) - at(texts, said), 0.0)]
   return jnp.maximum(jnp.concatenate(found, axis=-1), 0.0)
 
 

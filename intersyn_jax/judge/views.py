@@ -1,12 +1,11 @@
 """What each score may see: four views of an answer, cut out of token rows under jit (DESIGN 8).
 
 TCC reads the text of context and answer; ICC the context and the pictures of the answer; IQ each picture alone; ITS
-everything, of each step the picture before the text, so that every statement is read by one who has seen what it is about. A
-view is moved together to the left, its positions count from 0 and it ends with one `</s>` of its own, so nothing of what it
-may not see is left in it: no id, no place, no length. Two consequences: the answer's own `</s>` is in no view, and tags go
-with their modality (`<think>` with text, `<vis>` with pictures and only into ITS, which needs the pairing). Steps of TCC are
-counted by `<think>` alone, of ICC and IQ by pictures alone, of ITS by the grammar; in an answer that keeps the format these
-are the same steps.
+everything. A view is moved together to the left, its positions count from 0 and it ends with one `</s>` of its own, so
+nothing of what it may not see is left in it: no id, no place, no length. Two consequences: the answer's own `</s>` is
+in no view, and tags go with their modality (`<think>` with text, `<vis>` with pictures and only into ITS, which needs the
+pairing). Steps of TCC are counted by `<think>` alone, of ICC and IQ by pictures alone, of ITS by the grammar; in an answer
+that keeps the format these are the same steps.
 
 Letters: B rows, T positions, L positions of a view, S steps at most, D codes per image position.
 """
@@ -114,11 +113,11 @@ def _parts(batch: TokenBatch, layout: Layout) -> _Parts:
   return _Parts(context, answer & plain, answer & think, vis, block, begin & block, answer)
 
 
-def _cut(batch: TokenBatch, visible: jax.Array, target: jax.Array, slot: jax.Array, width: int, steps: int,
-         layout: Layout) -> View:
-  """Moves the visible positions to their `target`, adds `</s>`, and finds where each step (`slot`, -1 for none) ends."""
+def _cut(batch: TokenBatch, visible: jax.Array, slot: jax.Array, width: int, steps: int, layout: Layout) -> View:
+  """Moves the visible positions to the left, adds `</s>`, and finds where each step (`slot`, -1 for none) ends."""
   rows, t = visible.shape
-  count = jnp.sum(visible, axis=1)
+  target = jnp.cumsum(visible, axis=1) - 1
+  count = target[:, -1] + 1
   source = jnp.zeros((rows, width), jnp.int32).at[
       jnp.arange(rows)[:, None], jnp.where(visible, target, width)].set(jnp.arange(t), mode='drop')
   place = jnp.arange(width)
@@ -135,21 +134,6 @@ def _cut(batch: TokenBatch, visible: jax.Array, target: jax.Array, slot: jax.Arr
   mine = pick(slot, -1)[:, None, :] == jnp.arange(steps)[:, None]
   ends = jnp.max(jnp.where(mine, place, -1), axis=-1)
   return View(tokens, ends, jnp.minimum(count, width - 1), count < width, jnp.where(filled, source, -1))
-
-
-def _left(visible: jax.Array) -> jax.Array:
-  """Where visible positions stand that are moved together to the left, [B,T]."""
-  return jnp.cumsum(visible, axis=1) - 1
-
-
-def _pictures_first(target: jax.Array, picture: jax.Array, words: jax.Array, step: jax.Array, steps: int) -> jax.Array:
-  """`target` with the pictures of each step [B,T] moved before its words."""
-  for s in range(steps):
-    mine, said = picture & (step == s), words & (step == s)
-    places = jnp.sum(mine, axis=1, keepdims=True)
-    begin = jnp.min(jnp.where(mine | said, target, target.shape[1]), axis=1, keepdims=True)
-    target = jnp.where(mine, begin + _left(mine), jnp.where(said, begin + places + _left(said), target))
-  return target
 
 
 def _pictures(batch: TokenBatch, start: jax.Array, slot: jax.Array, steps: int, layout: Layout) -> View:
@@ -192,13 +176,11 @@ def build(batch: TokenBatch, layout: Layout, widths: Widths, max_steps: int) -> 
   step = grammar.parse(alone, layout, max_steps).step
 
   spoken = parts.context & (batch.modality == TEXT) & ~parts.block & ~parts.vis
-  cut = lambda visible, slot, width, target=None: _cut(
-      batch, visible, _left(visible) if target is None else target, slot, width, max_steps, layout)
+  cut = lambda visible, slot, width: _cut(batch, visible, slot, width, max_steps, layout)
   tcc = cut(spoken | parts.words | parts.think, text_slot, widths.tcc)
   icc = cut(parts.context | answer_block, image_slot, widths.icc)
-  words, pictures = parts.words | parts.think, (parts.vis & parts.answer) | answer_block
-  slot, all_ = jnp.where(words | pictures, step, -1), parts.context | words | pictures
-  its = cut(all_, slot, widths.its, _pictures_first(_left(all_), pictures, words, slot, max_steps))
+  every = parts.words | parts.think | (parts.vis & parts.answer) | answer_block
+  its = cut(parts.context | every, jnp.where(every, step, -1), widths.its)
   iq = _pictures(batch, answer_start, image_slot, max_steps, layout)
 
   has = lambda where, slot: jnp.any(where[:, None, :] & (slot[:, None, :] == jnp.arange(max_steps)[:, None]), axis=-1)

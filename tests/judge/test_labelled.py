@@ -127,14 +127,16 @@ def test_step_labels_stand_where_the_views_count(corpus):
   nan = np.nan
   np.testing.assert_allclose(found.steps[0], [[5, 5, 5, nan], [nan, 5, 5, 5], [nan] * 4])
   np.testing.assert_allclose(found.whole[0], [2.5, 5, 5, 2.5])
-  told, claimed, denied, shown, filled = found.marks[0].T
+  told, claimed, shown, filled, contradicted, named = found.marks[0].T
   codes = draft.document.modality == layout.CODES
   np.testing.assert_array_equal(shown[codes], 0)  # both pictures are the gold ones
   np.testing.assert_array_equal(found.expected[0][codes], draft.document.codes[codes])
   assert (found.expected[0][~codes] == -1).all()
-  assert not np.isfinite(found.marks[0][~codes, 3:]).any() and not np.isfinite(found.marks[0][codes, :3]).any()
-  assert np.isfinite(told).sum() >= 3 and np.nansum(told) == 0 and np.nansum(filled) >= 1
-  assert np.nansum(claimed) == np.isfinite(denied).sum() >= 1 and np.nansum(denied) == 0
+  assert not np.isfinite(found.marks[0][~codes, 2:]).any() and np.isfinite(told).sum() >= 3 and np.nansum(told) == 0
+  # The picture without a text says nothing of what it contradicts.
+  assert np.isfinite(contradicted[codes]).sum() == np.isfinite(named[codes]).sum() == 16
+  assert np.nansum(contradicted) == 0 and np.nansum(named) >= 1 and np.nansum(claimed) >= 1
+  assert np.nansum(filled) >= np.nansum(named)
 
 
 def label(corpus, drafts):
@@ -153,7 +155,7 @@ def test_wrong_places_are_marked_and_reach_the_views(corpus):
   flawed, kinds = flaws.inject(conversation, story.keyed(1, 1), ['wrong_place'])
   assert kinds == ['wrong_place']
   found = label(corpus, [draft_of(corpus, flawed, conversation.turns[0].answer)])
-  told, claimed, denied, shown, filled = range(len(MARKS))
+  told, claimed, shown, filled, contradicted, named = range(len(MARKS))
   assert np.nansum(found.marks[0][:, shown]) == 2  # where it stands and where it should
   other = (found.expected[0] != found.documents[0].codes).any(1) & (found.expected[0] >= 0).any(1)
   np.testing.assert_array_equal(np.flatnonzero(other), np.flatnonzero(found.marks[0][:, shown] == 1))
@@ -161,7 +163,7 @@ def test_wrong_places_are_marked_and_reach_the_views(corpus):
                             corpus.layout, dict(layers=1, reader=1, widths=dict(tcc=160, icc=240, its=300), max_steps=3))
   data = training.examples(judge, found)
   for dimension, known in ((TCC, [told, claimed]), (ICC, [shown, filled]), (IQ, []),
-                           (ITS, [claimed, denied, shown, filled])):
+                           (ITS, [claimed, shown, filled, contradicted, named])):
     at = slice(*(data.start[data.dimension == dimension][0] + (0, data.length[data.dimension == dimension][0])))
     reached, marks = data.marks[at], found.marks[0]
     for kind in range(len(MARKS)):
@@ -171,8 +173,8 @@ def test_wrong_places_are_marked_and_reach_the_views(corpus):
 
 
 def test_wrong_words_are_marked(corpus):
-  """The text names another colour than question and picture: a wrong fact at the token that ends the name, and a claim that
-  the picture denies."""
+  """The text names another colour than question and picture: a wrong fact at the token that ends the name, and nothing of
+  that name in the picture."""
   conversation = story.conversation(3, 9, 'roles', steps=1, turns=1)
   answer = conversation.turns[0].answer
   item = language.items_in(answer[0].text)[0]
@@ -184,7 +186,7 @@ def test_wrong_words_are_marked(corpus):
   wrong = np.flatnonzero(found[:, 0] == 1)
   said = [corpus.layout.tokenizer.decode(draft.document.text[:t + 1]) for t in wrong]
   assert any(s.endswith(other) for s in said)
-  assert np.nansum(found[:, 2]) >= 1 and found[wrong[0], 2] == 1 and np.nansum(right[:, :3:2]) == 0
+  assert np.nansum(found[:, 5]) < np.nansum(right[:, 5]) and np.nansum(right[:, 0]) == 0
 
 
 def test_iq_of_the_whole_is_of_the_pictures_that_are_there(corpus):

@@ -141,9 +141,9 @@ def test_sums_of_marks_are_those_of_the_document_and_of_the_latest_picture():
   batch = layout.TokenBatch(**fields, modality=jnp.asarray(modality), forced=jnp.asarray(closed), position=jnp.asarray(position))
   marked = jnp.asarray(np.arange(1.0, 14.0)[None, :, None] * [1.0, 10.0])
   found = np.asarray(model.sums(batch, marked))
-  pictures, texts, latest, after = found[0, :, ::2].T
+  pictures, texts, latest, before = found[0, :, ::2].T
   np.testing.assert_allclose(found[0, :, 1::2], 10 * found[0, :, ::2], rtol=1e-5)
   np.testing.assert_allclose(pictures, [0, 2, 5, 5, 0, 6, 13, 13, 13, 23, 34, 34, 34])
   np.testing.assert_allclose(texts, [1, 1, 1, 1, 5, 5, 5, 5, 14, 14, 14, 14, 27])
   np.testing.assert_allclose(latest, [0, 2, 5, 5, 0, 6, 13, 13, 13, 10, 21, 21, 21])
-  np.testing.assert_allclose(after, [1, 0, 0, 0, 5, 0, 0, 0, 9, 0, 0, 0, 13])
+  np.testing.assert_allclose(before, [0, 1, 1, 1, 0, 5, 5, 5, 5, 9, 9, 9, 9])

@@ -152,7 +152,7 @@ def test_views_hold_what_they_should():
   assert not any(isinstance(s, Image) for s in read(seen.tcc))
   assert kinds(s for s in read(seen.icc) if isinstance(s, Image)) == sums and 'one' not in words(read(seen.icc))
   assert [kinds(read(seen.iq, row)) for row in (0, 1)] == [[s] for s in sums]
-  assert [k for k in kinds(read(seen.its)) if k in ('one', 'two', *sums)] == [sums[0], 'one', sums[1], 'two']
+  assert [k for k in kinds(read(seen.its)) if k in ('one', 'two', *sums)] == ['one', sums[0], 'two', sums[1]]
   for view in (seen.tcc, seen.icc, seen.its, seen.iq):  # `source` says where in the row each position was
     tokens, source = jax.tree.map(np.asarray, (view.tokens, view.source))
     row = np.arange(len(source)) // (len(source) // len(batch.text))
