@@ -22,9 +22,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from intersyn_jax.data.storyworld import flaws, language, marks, story
+from intersyn_jax.data.storyworld import flaws, language, marks, score, story
 from intersyn_jax.data.storyworld.render import Reading, read
-from intersyn_jax.data.storyworld.score import Asked, Item, score_readings
+from intersyn_jax.data.storyworld.score import AnswerScore, Asked, Item
 from intersyn_jax.data.storyworld.topics import Topic
 from intersyn_jax.data.storyworld.world import CELLS, SHAPES, SIDE, Scene
 from intersyn_jax.errors import UserError
@@ -39,7 +39,7 @@ from intersyn_jax.interleave.layout import (
     prompt,
     tokenise,
 )
-from intersyn_jax.interleave.types import Conversation, Image, Segment, Text, Turn, images_of, steps_of, text_of
+from intersyn_jax.interleave.types import Conversation, Image, Score, Segment, Text, Turn, images_of, steps_of, text_of
 from intersyn_jax.judge import annotators
 from intersyn_jax.judge.views import ICC, IQ, ITS, TCC
 
@@ -74,7 +74,7 @@ class Generator:
     codes: which code damage the answer's pictures get, '' for none; each picture is hit with probability a half.
     share: of the places that random codes hit, drawn from between these.
     policy: answers come from this sampler instead.
-    retold: how many more training rows each answer gives for ITS, with texts told anew about the pictures that it has.
+    retold: how many texts are told anew about each picture of its training rows (`RETOLD`).
   """
 
   train: float
@@ -95,7 +95,7 @@ GENERATORS: dict[str, Generator] = {
     'gold': Generator(0.12, 0.1),
     'flaws': Generator(0.42, 0.15, flaws=(1, 1, 1, 2)),
     'codes': Generator(0.2, 0.1, flaws=(0, 0, 1), codes=('random_codes', 'half_object_codes')),
-    'sampled': Generator(0.26, 0.15, policy='sampled', retold=2),
+    'sampled': Generator(0.26, 0.15, policy='sampled', retold=4),
     'three_flaws': Generator(0.0, 0.15, flaws=(3,)),
     'codes_and_flaws': Generator(0.0, 0.1, flaws=(2,), codes=('random_codes',), share=(0.4, 0.6)),
     'later_policy': Generator(0.0, 0.15, policy='later_policy'),
@@ -105,8 +105,8 @@ GENERATORS: dict[str, Generator] = {
 """Those with no training rows are the held-out generators. A generator whose policy is not at hand is left out."""
 
 RETOLD = 'retold'
-"""The generator of rows whose texts were told anew. What an early policy says and what it draws go wrong together; a judge that
-has not seen the one without the other need not compare them."""
+"""The generator of rows that teach ITS alone: one picture and a text that was told anew about it, with no question. What an early
+policy says and what it draws go wrong together; a judge that has not seen the one without the other need not compare them."""
 
 Sampler = Callable[[Sequence[Conversation]], Sequence[TokenBatch]]
 """Conversations in, their questions answered by a policy out: one document [T] each (padding allowed)."""
@@ -119,7 +119,8 @@ class Labelled:
   Attributes:
     ids, generators: of each row.
     documents: one token document [T] each.
-    whole: float32[N,4], scores 0-5: in Storyworld the scorer's, of rated rows the mean of the votes.
+    whole: float32[N,4], scores 0-5: in Storyworld the scorer's (NaN of what a row does not teach), of rated rows the mean of the
+      votes.
     votes: float32[N,A,4], what each of A annotators says of the whole, NaN for none.
     steps: float32[N,S,4], labels where there is one, else NaN.
     marks: float32[T,4] of each document in the order of MARKS, what only training uses: 1 where it is so, 0 where not, NaN
@@ -201,7 +202,7 @@ class Corpus:
         _answered(draft, document, self.layout)
     readings = _readings(self, drafts)
     if side == TRAIN:
-      drafts += _retold(self, [d for d in drafts for _ in range(GENERATORS[d.generator].retold)], readings)
+      drafts += [told for d in drafts for told in _retold(self, d, readings)]
     fitting = [d for d in drafts if len(d.document.text) <= self.longest]
     return _label(self, fitting, readings, _TEST_ROWS if side == TEST else 0)
 
@@ -238,6 +239,7 @@ class _Draft:
   gold: tuple[Image, ...] = ()  # of each step of the gold answer
   document: TokenBatch | None = None
   in_steps: bool = True  # whether step labels can be put to the steps that the views count
+  origin: _Draft | None = None  # of a text that was told anew, the row that its picture is from
 
 
 def _side(topic: str, held_out: float) -> str:
@@ -347,21 +349,15 @@ def _readings(corpus: Corpus, drafts: Sequence[_Draft]) -> Readings:
   return dict(zip(shown, read(pictures, corpus.jitter), strict=True))
 
 
-def _retold(corpus: Corpus, drafts: Sequence[_Draft], readings: Readings) -> list[_Draft]:
-  """One more row of each draft, with texts told anew about its pictures."""
+def _retold(corpus: Corpus, draft: _Draft, readings: Readings) -> list[_Draft]:
+  """Rows with a text told anew about each picture of a draft's answer."""
   rows = []
-  for index, draft in enumerate(drafts):
-    rng = story.keyed(corpus.seed, index, 'judge', RETOLD)
-    *earlier, last = draft.conversation.turns
-    answer = []
-    for text, image in steps_of(last.answer):
-      if text is not None and image is not None:
-        with contextlib.suppress(flaws.Unfit):
-          text = flaws.retold(readings[id(image)].scene, rng)
-      answer += [*(() if text is None else (Text(text),)), *(() if image is None else (image,))]
-    conversation = _spoken(dataclasses.replace(draft.conversation, turns=(*earlier, Turn(last.question, tuple(answer)))),
-                           f'{draft.conversation.id}-{RETOLD}-{index}')
-    rows.append(_Draft(conversation, RETOLD, rng, draft.gold, tokenise(conversation, corpus.layout)))
+  for image in images_of(draft.conversation.turns[-1].answer):
+    for _ in range(GENERATORS[draft.generator].retold):
+      with contextlib.suppress(flaws.Unfit):
+        text = Text(flaws.retold(readings[id(image)].scene, draft.rng))
+        conversation = Conversation(f'{draft.conversation.id}-{RETOLD}-{len(rows)}', '', (Turn((), (text, image)),))
+        rows.append(_Draft(conversation, RETOLD, draft.rng, (), tokenise(conversation, corpus.layout), origin=draft))
   return rows
 
 
@@ -373,38 +369,40 @@ def _label(corpus: Corpus, drafts: Sequence[_Draft], readings: Readings, first: 
     earlier = [image for turn in turns[:-1] for image in images_of(turn.answer)]
     texts = [(text, None) for text, _ in steps_of(turns[-1].answer)]
     seen = [None if image is None else readings[id(image)] for _, image in steps_of(turns[-1].answer)]
-    score = score_readings(Item([text_of(t.question) for t in turns], texts), seen,
-                           readings[id(earlier[-1])] if earlier else None)
-    if score is None:
+    if draft.origin is not None:
+      its = score.its_of(language.normalise(texts[0][0]), seen[0].scene)
+      whole_, step = (Score(0, number, np.nan, np.nan, np.nan, its) for number in (-1, 0))
+      scored = AnswerScore(whole_, (step,), ())
+    else:
+      scored = score.score_readings(Item([text_of(t.question) for t in turns], texts), seen,
+                                    readings[id(earlier[-1])] if earlier else None)
+    if scored is None:
       continue
     quality = np.array([readings[id(image)].quality for image in images_of(turns[-1].answer)])
-    values = np.array(score.whole.values(), np.float32)
+    values = np.array(scored.whole.values(), np.float32)
     asked_iq.append(values[IQ])
-    values[IQ] = quality.mean() if len(quality) else 0.0
     labels = np.full((corpus.max_steps, 4), np.nan, np.float32)
-    labels[:len(quality), IQ] = quality[:corpus.max_steps]
+    if draft.origin is None:
+      values[IQ] = quality.mean() if len(quality) else 0.0
+      labels[:len(quality), IQ] = quality[:corpus.max_steps]
     mark = np.full((len(draft.document.text), len(MARKS)), np.nan, np.float32)
     should = np.full(np.shape(draft.document.codes), -1, np.int32)
     _mark_places(draft, readings, mark, should)
     if draft.in_steps:
-      _step_labels(turns[-1].answer, score.steps, labels)
-      _mark_facts(draft, score.asked, corpus.layout, mark)
+      _step_labels(turns[-1].answer, scored.steps, labels)
+      _mark_facts(draft, scored.asked, corpus.layout, mark)
     for values_of, value in ((kept, draft), (whole, values), (steps, labels), (marked, mark), (expected, should)):
       values_of.append(value)
   votes = annotators.simulate(np.stack(whole), corpus.annotators, corpus.disagreement, corpus.seed, first=first)
-  # Of texts told anew only ITS is learnt: their pictures are those of another row, and nobody asked for what they tell.
-  told = np.array([draft.generator == RETOLD for draft in kept])
-  others = [TCC, ICC, IQ]
-  votes[np.ix_(told, np.arange(votes.shape[1]), others)] = np.nan
-  steps = np.stack(steps)
-  steps[np.ix_(told, np.arange(steps.shape[1]), others)] = np.nan
   return Labelled(
       [d.conversation.id for d in kept], [d.generator for d in kept], [d.document for d in kept],
-      np.stack(whole), votes, steps, marked, expected, np.array(asked_iq, np.float32),
-      [hashlib.blake2b(repr([text_of(t.question) for t in d.conversation.turns]).encode(), digest_size=8).hexdigest()
-       for d in kept],
-      [tuple(hashlib.blake2b(image.codes.tobytes(), digest_size=8).hexdigest()
-             for image in images_of(d.conversation.turns[-1].answer)) for d in kept])
+      np.stack(whole), votes, np.stack(steps), marked, expected, np.array(asked_iq, np.float32),
+      [_hash(repr([text_of(t.question) for t in (d.origin or d).conversation.turns]).encode()) for d in kept],
+      [tuple(_hash(image.codes.tobytes()) for image in images_of(d.conversation.turns[-1].answer)) for d in kept])
+
+
+def _hash(value: bytes) -> str:
+  return hashlib.blake2b(value, digest_size=8).hexdigest()
 
 
 def _mark_places(draft: _Draft, readings: Readings, out: np.ndarray, expected: np.ndarray) -> None:

@@ -212,8 +212,9 @@ def claims(told: Telling, view: Scene) -> list[tuple[str, bool]]:
   return [('new', facts['new'] == view.ground)]
 
 
-def _its(text: str, view: Scene) -> float:
-  """0-5: share of the text's statements about the picture that hold; 5 only where each adds to the other."""
+def its_of(text: str, view: Scene) -> float:
+  """ITS of a step, 0-5, by its normalised text and what its picture shows: the share of the text's statements about the picture that
+  hold; 5 only where each adds to the other."""
   told = parse_telling(text)
   if told is not None:
     held = [holds for _, holds in claims(told, view)] + [extra_holds(extra, view) for extra in told.extras]
@@ -271,7 +272,7 @@ def score_readings(item: Item, readings: Sequence[Reading | None], previous: Rea
       local = _after_shown(asked, shown) if shown is not None else None
       if local is not None:
         given = max(icc, _icc(local, asked.action, reading.scene))
-      its = _its(text, reading.scene) if text else 0.0
+      its = its_of(text, reading.scene) if text else 0.0
     steps.append(Score(turn, j, tcc, given, iq, its))
     goals.append((tcc, icc, iq, its))
     if reading is not None:
