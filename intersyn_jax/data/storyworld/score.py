@@ -213,8 +213,8 @@ def claims(told: Telling, view: Scene) -> list[tuple[str, bool]]:
 
 
 def its_of(text: str, view: Scene) -> float:
-  """ITS of a step, 0-5, by its normalised text and what its picture shows: the share of the text's statements about the picture that
-  hold; 5 only where each adds to the other."""
+  """ITS of a step, 0-5, by its normalised text and what its picture shows: the share of the text's statements about the picture
+  that hold; 5 only where each adds to the other."""
   told = parse_telling(text)
   if told is not None:
     held = [holds for _, holds in claims(told, view)] + [extra_holds(extra, view) for extra in told.extras]
