@@ -27,13 +27,25 @@ from intersyn_jax.judge.views import IQ, View, Views, Widths
 from intersyn_jax.models import lora
 from intersyn_jax.models.definition import Definition, Params, constant, normal, param
 from intersyn_jax.models.trunk import Trunk, project, same_document
-from intersyn_jax.models.unified import Backbone, ModelConfig
+from intersyn_jax.models.unified import Backbone, ModelConfig, by_chunks
 
 TOP = 5
 """K: the highest score, and how many cumulative questions there are."""
 
 MARKS = 6
 """M: how many kinds of marks there are (`labelled.MARKS`)."""
+
+COUNTED = 4
+"""Up to which number what is marked is counted one by one (`counts`)."""
+
+REACH, MATCH = 4, 96
+"""How many words a match reads at once (colour and shape; what something turned into), and its width."""
+
+MATCHED = 1024
+"""Positions that are matched at once."""
+
+NAMED = 5
+"""The kind of mark that `Judge.matches` tells."""
 
 GAP = 1.0
 """Where the distance of neighbouring logits starts (before softplus)."""
@@ -61,8 +73,10 @@ class Judge(nnx.Module):
   is the logit of what was written; in training they also learn to say what should have been (`Labelled.expected`). From there
   one more head marks positions (`labelled.MARKS`): facts of a text that are not
   asked for, places of a picture that are not as they should be. Labelled answers know of them, and so many labels an answer
-  teach binding of objects to places and names that a few scores do not. How much is marked is summed up, which attention,
-  a mean, does badly. The reader, layers of the judge's own, gathers all this up to where a score is read.
+  teach binding of objects to places and names that a few scores do not. What a place shows is lost in the policy's states,
+  which tell what comes next, so that words and codes are matched by tables of their own (`matches`). How much is marked is
+  counted, which attention, a mean, does badly. The reader, layers of the judge's own, gathers all this up to where a score
+  is read.
   """
 
   def __init__(self, config: ModelConfig, reader: int, rngs: nnx.Rngs):
@@ -72,9 +86,12 @@ class Judge(nnx.Module):
     self.expected_code_embedding = param(rngs, (config.codebook, d), ('codes', 'embed'), normal(0.02))
     self.compare_kernel = param(rngs, (d, d), ('embed', 'mlp'), normal(0.02))
     self.compare_scale = param(rngs, (d,), ('width',), normal(0.1))
+    self.match_code_embedding = param(rngs, (config.codebook, MATCH), ('codes', 'width'), normal(0.3))
+    self.match_word_embedding = param(rngs, (REACH, config.vocabulary, MATCH), ('places', 'vocab', 'width'), normal(0.3))
+    self.match_bias = param(rngs, (1,), ('width',), constant(-3.0))
     self.mark_head = param(rngs, (d, MARKS), ('embed', 'width'), normal(0.02))
     self.mark_embedding = param(rngs, (MARKS, d), ('width', 'embed'), normal(0.1))
-    self.sum_embedding = param(rngs, (4 * MARKS, d), ('width', 'embed'), normal(0.1))
+    self.sum_embedding = param(rngs, (4 * MARKS * (1 + COUNTED), d), ('width', 'embed'), normal(0.1))
     self.reader = Trunk(dataclasses.replace(config.trunk, layers=reader, lora_rank=0), rngs)
     self.score_head = param(rngs, (d, n * TOP), ('embed', 'width'), normal(0.02))
     self.score_bias = param(rngs, (n * TOP,), ('width',), constant(0.0))
@@ -89,11 +106,30 @@ class Judge(nnx.Module):
     product = jnp.where((batch.position > 0)[..., None], before * written, 0)
     fit = jnp.sum(product, axis=-1, keepdims=True) * self.compare_scale[...].astype(dtype)
     x = hidden + project(product, self.compare_kernel) + fit
-    marks = (x @ self.mark_head[...].astype(dtype)).astype(jnp.float32)
+    marks = (x @ self.mark_head[...].astype(dtype)).astype(jnp.float32).at[..., NAMED].add(self.matches(batch))
     marked = jax.nn.sigmoid(marks)
     x = x + marked.astype(dtype) @ self.mark_embedding[...].astype(dtype)
-    x = x + jnp.log1p(sums(batch, marked)).astype(dtype) @ self.sum_embedding[...].astype(dtype)
+    x = x + counts(sums(batch, marked)).astype(dtype) @ self.sum_embedding[...].astype(dtype)
     return Reading(self.reader(x, batch.position, same_document(batch.document)), marks, before)
+
+  def matches(self, batch: TokenBatch) -> jax.Array:
+    """Logit float32[B,T] that the words of a step before its picture name what each place shows, 0 elsewhere: the best fit of any
+    of them (late interaction, Khattab and Zaharia 2020)."""
+    t = jnp.arange(batch.text.shape[1])
+    word = (batch.modality == TEXT) & ~batch.forced & (batch.step >= 0)
+    tables = self.match_word_embedding[...]
+    before = lambda i: jnp.pad(tables[i][batch.text], ((0, 0), (i, 0), (0, 0)))[:, :len(t)]
+    words = sum(jnp.where((batch.position >= i)[..., None], before(i), 0) for i in range(REACH))
+    shown = jnp.sum(self.match_code_embedding[...][batch.codes], axis=-2)
+
+    def best(piece: tuple[jax.Array, ...]) -> jax.Array:
+      shown, step, begin, end = (a[..., None] if a.ndim < 3 else a for a in piece)
+      fit = jnp.einsum('btm,bsm->bts', shown, words, preferred_element_type=jnp.float32) * MATCH ** -0.5
+      seen = word[:, None] & (batch.step[:, None] == step) & (t >= begin) & (t < end)
+      return jnp.maximum(jax.nn.logsumexp(jnp.where(seen, fit, -1e9), axis=-1), -30.0)
+
+    found = by_chunks(best, (shown, batch.step, t - batch.position, jnp.broadcast_to(t, word.shape)), MATCHED)
+    return jnp.where(batch.modality == CODES, found + self.match_bias[...].astype(jnp.float32), 0.0)
 
   def expected(self, before: jax.Array) -> jax.Array:
     """Logits float32[...,C] of the code that should stand next, of states [...,d] right before it."""
@@ -128,6 +164,12 @@ def sums(batch: TokenBatch, marked: jax.Array) -> jax.Array:
            jnp.where(shown, pictures[:, 1:] - at(pictures, jnp.maximum(latest, 0)), 0.0),
            jnp.where(shown, at(texts, jnp.maximum(latest, 0)) - at(texts, said), 0.0)]
   return jnp.maximum(jnp.concatenate(found, axis=-1), 0.0)
+
+
+def counts(sums: jax.Array) -> jax.Array:
+  """Features [...,N (1+COUNTED)] of sums [...,N]: the logarithm, and how far each is above 0, above 1, ... up to the next one."""
+  above = jnp.clip(sums[..., None] - jnp.arange(COUNTED), 0.0, 1.0)
+  return jnp.concatenate([jnp.log1p(sums)[..., None], above], axis=-1).reshape(*sums.shape[:-1], -1)
 
 
 def define(config: ModelConfig, layers: int, reader: int, *, lora_rank: int = 0, lora_alpha: float = 16.0) -> Definition:

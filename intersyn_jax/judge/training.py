@@ -24,7 +24,7 @@ from intersyn_jax.interleave.layout import FILL, TokenBatch, stack
 from intersyn_jax.interleave.types import DIMENSIONS
 from intersyn_jax.judge import annotators
 from intersyn_jax.judge.labelled import MARKS, Labelled
-from intersyn_jax.judge.model import SynJudge, cross_entropy
+from intersyn_jax.judge.model import NAMED, SynJudge, cross_entropy
 from intersyn_jax.judge.views import ICC, IQ, ITS
 from intersyn_jax.models.definition import Definition, Params
 
@@ -36,7 +36,7 @@ class Examples:
   """Views as documents without padding.
 
   Attributes:
-    text, codes, modality, forced: of all documents, one after the other: int32[all], int32[all,D], ...
+    text, codes, modality, forced, step: of all documents, one after the other: int32[all], int32[all,D], ...
     marks: float32[all,M], `Labelled.marks` that the document's view can know, NaN elsewhere.
     expected: int32[all,D], `Labelled.expected` in the views of ICC and ITS, -1 elsewhere.
     start, length: int64[n], where each document lies.
@@ -49,6 +49,7 @@ class Examples:
   codes: np.ndarray
   modality: np.ndarray
   forced: np.ndarray
+  step: np.ndarray
   marks: np.ndarray
   expected: np.ndarray
   start: np.ndarray
@@ -63,7 +64,7 @@ def examples(judge: SynJudge, labelled: Labelled) -> Examples:
   width = max(len(d.text) for d in labelled.documents)
   votes = annotators.mean(labelled.votes)
   cut = jax.jit(judge.cut)
-  parts: list[list[np.ndarray]] = [[] for _ in range(10)]
+  parts: list[list[np.ndarray]] = [[] for _ in range(11)]
   s = judge.max_steps
   for first in range(0, len(labelled), _CUT):
     chunk = [min(i, len(labelled) - 1) for i in range(first, first + _CUT)]
@@ -88,12 +89,13 @@ def examples(judge: SynJudge, labelled: Labelled) -> Examples:
       expected = _expected([labelled.expected[i] for i in chunk], view.source, dimension)
       tokens = view.tokens
       for part, value in zip(parts, (
-          tokens.text[filled], tokens.codes[filled], tokens.modality[filled], tokens.forced[filled], marks[filled],
-          expected[filled], filled.sum(1)[used], np.full(used.sum(), dimension, np.int8), places[used],
+          tokens.text[filled], tokens.codes[filled], tokens.modality[filled], tokens.forced[filled], tokens.step[filled],
+          marks[filled], expected[filled], filled.sum(1)[used], np.full(used.sum(), dimension, np.int8), places[used],
           labels[used]), strict=True):
         part.append(value)
-  text, codes, modality, forced, marks, expected, length, dimension, places, labels = (np.concatenate(p) for p in parts)
-  return Examples(text, codes, modality, forced, marks, expected, np.cumsum(length) - length, length, dimension, places, labels)
+  text, codes, modality, forced, step, marks, expected, length, dimension, places, labels = (np.concatenate(p) for p in parts)
+  start = np.cumsum(length) - length
+  return Examples(text, codes, modality, forced, step, marks, expected, start, length, dimension, places, labels)
 
 
 def fitting(data: Examples, length: int) -> tuple[Examples, int]:
@@ -189,6 +191,7 @@ def batches(data: Examples, chance: np.ndarray, *, rows: int, length: int, seed:
         here, there = slice(used[row], used[row] + n), slice(data.start[i], data.start[i] + n)
         tokens.text[row, here], tokens.codes[row, here] = data.text[there], data.codes[there]
         tokens.modality[row, here], tokens.forced[row, here] = data.modality[there], data.forced[there]
+        tokens.step[row, here] = data.step[there]
         marks[row, here], expected[row, here] = data.marks[there], data.expected[there]
         tokens.document[row, here], tokens.position[row, here] = count[row] // slots + 1, np.arange(n)
         spot = slice(count[row], count[row] + slots)
@@ -227,6 +230,26 @@ def loss_of(definition: Definition) -> Callable[[Params, Batch, jax.Array], dict
     return {'loss': part(True)} | {name: part(batch.dimension == i) for i, name in enumerate(DIMENSIONS)} | {
         f'marks.{name}': (jnp.sum(binary[..., i]), jnp.sum(marked[..., i]).astype(jnp.float32))
         for i, name in enumerate(MARKS)} | {'expected': _should(judge.expected(before), batch.expected)}
+
+  return loss
+
+
+UNALIGNED = (r'^(?!match_)',)
+"""`OptimizerConfig.frozen` of what `align_loss_of` does not reach."""
+
+
+def align_loss_of(definition: Definition) -> Callable[[Params, Batch, jax.Array], dict[str, tuple[jax.Array, jax.Array]]]:
+  """Loss as `loss_of` gives, of `Judge.matches` alone: whether the words before a picture name what stands at each place.
+
+  Words and codes are brought together by many examples, and none of the layers: a step costs a hundredth of one of the whole
+  judge, which afterwards needs to learn only what follows from a match.
+  """
+  def loss(params: Params, batch: Batch, key: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
+    del key
+    logits, label = definition.bind(params).matches(batch.tokens), batch.marks[..., NAMED]
+    known = jnp.isfinite(label)
+    cost = jax.nn.softplus(logits) - jnp.where(known, label, 0.0) * logits
+    return {'loss': (jnp.sum(jnp.where(known, cost, 0.0)), jnp.sum(known).astype(jnp.float32))}
 
   return loss
 

@@ -44,7 +44,7 @@ class View(typing.NamedTuple):
   """One view of B answers.
 
   Attributes:
-    tokens: [B,L]; loss weights 0, turn -1.
+    tokens: [B,L]; loss weights 0, turn -1; `step` as the view counts steps, -1 of the context.
     ends: int32[B,S], where step s of this view is read, -1 where there is none.
     end: int32[B], where the whole is read.
     fits: bool[B], the view had room for all it should show.
@@ -130,8 +130,8 @@ def _cut(batch: TokenBatch, visible: jax.Array, slot: jax.Array, width: int, ste
       codes=jnp.where(filled[..., None], codes, 0),
       modality=jnp.where(end, TEXT, pick(batch.modality)).astype(jnp.int8),
       loss=jnp.zeros((rows, width)), forced=pick(batch.forced, False), document=real.astype(jnp.int32),
-      position=jnp.where(real, place, 0), turn=jnp.full((rows, width), -1), step=jnp.full((rows, width), -1))
-  mine = pick(slot, -1)[:, None, :] == jnp.arange(steps)[:, None]
+      position=jnp.where(real, place, 0), turn=jnp.full((rows, width), -1), step=pick(slot, -1))
+  mine = tokens.step[:, None, :] == jnp.arange(steps)[:, None]
   ends = jnp.max(jnp.where(mine, place, -1), axis=-1)
   return View(tokens, ends, jnp.minimum(count, width - 1), count < width, jnp.where(filled, source, -1))
 

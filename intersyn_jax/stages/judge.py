@@ -40,6 +40,7 @@ from intersyn_jax.judge import (
 from intersyn_jax.judge.baselines import blinded, clip, fit_all
 from intersyn_jax.judge.labelled import GENERATORS, TEST, TRAIN, Corpus, Labelled
 from intersyn_jax.judge.model import SynJudge
+from intersyn_jax.judge.views import ITS
 from intersyn_jax.models import lora
 from intersyn_jax.models.definition import Params
 from intersyn_jax.stages.common import Run, leaves
@@ -179,19 +180,39 @@ def _train(run: Run, parts: Parts, judge: SynJudge, policy: Params, lesson: Less
   labels = [data.labels[data.dimension == i] for i in range(len(DIMENSIONS))]
   prior = jax.jit(lambda params: model.with_prior(params, labels), out_shardings=judge.definition.shardings(parts.mesh))
   params = prior(model.init_from(policy, fresh))
+  place = f'judge/{name}' if name else 'judge'
+  saved = checkpoints.Checkpoints(run.directory(place) / 'checkpoints', identity=run.config_hash('judge'))
+  if not name and saved.latest() is None:
+    params = _aligned(run, parts, judge, params, data)
   settings = OptimizerConfig(**section.optimizer)
   settings = dataclasses.replace(settings, frozen=(*settings.frozen, *lora.frozen_patterns(section.mode)))
   optimizer = make_optimizer(settings, steps)
   weights = {'loss': 1.0, 'expected': section.expected_weight} | {f'marks.{name}': section.mark_weight for name in labelled.MARKS}
   step = loop.make_step(training.loss_of(judge.definition), optimizer, weights=weights)
-  place = f'judge/{name}' if name else 'judge'
-  saved = checkpoints.Checkpoints(run.directory(place) / 'checkpoints', identity=run.config_hash('judge'))
   with run.metrics(place, saved.latest() or -1) as writer:
     state, _ = loop.fit(
         step, loop.init_state(params, optimizer), loop.Indexed(batch, parts.mesh), steps=steps, seed=run.config.seed,
         checkpoints=saved, metrics=writer, metrics_every=section.log_every,
         save_every=section.checkpoint_every, progress=run.progress('judge', steps, max(saved.done, 0), label=name or 'judge'),
         batch_sharding=sharding.rows(parts.mesh), profile=run.profile(place))
+  return state['params']
+
+
+def _aligned(run: Run, parts: Parts, judge: SynJudge, params: Params, data: training.Examples) -> Params:
+  """The parameters whose words and codes are brought together; as they are where no answer has marks."""
+  section, steps = run.config.judge, run.config.judge.align.steps
+  if not steps or not np.isfinite(data.marks[:, model.NAMED]).any():
+    return params
+  sharding.check_rows(parts.mesh, section.align.rows, 'judge.align.rows')
+  chance = training.chances(data, [float(i == ITS) for i in range(len(DIMENSIONS))], section.balance)
+  batch = training.batches(data, chance, rows=section.align.rows, length=section.row_length, seed=run.config.seed)
+  optimizer = make_optimizer(OptimizerConfig(
+      learning_rate=section.align.learning_rate, schedule='linear', floor=0.1, clip=0.0, b2=0.999,
+      frozen=training.UNALIGNED), steps)
+  state, _ = loop.fit(
+      loop.make_step(training.align_loss_of(judge.definition), optimizer), loop.init_state(params, optimizer),
+      loop.Indexed(batch, parts.mesh), steps=steps, seed=run.config.seed, metrics_every=section.log_every,
+      progress=run.progress('judge', steps, 0, label='align'), batch_sharding=sharding.rows(parts.mesh))
   return state['params']
 
 
