@@ -118,8 +118,9 @@ class Judge(nnx.Module):
     t = jnp.arange(batch.text.shape[1])
     word = (batch.modality == TEXT) & ~batch.forced & (batch.step >= 0)
     tables = self.match_word_embedding[...]
-    before = lambda i: jnp.pad(tables[i][batch.text], ((0, 0), (i, 0), (0, 0)))[:, :len(t)]
-    words = sum(jnp.where((batch.position >= i)[..., None], before(i), 0) for i in range(REACH))
+    back = lambda a, i: jnp.pad(a, ((0, 0), (i, 0), *[(0, 0)] * (a.ndim - 2)), constant_values=-1)[:, :len(t)]
+    mine = lambda i: ((batch.position >= i) & (back(batch.step, i) == batch.step))[..., None]
+    words = sum(jnp.where(mine(i), back(tables[i][batch.text], i), 0) for i in range(REACH))
     shown = jnp.sum(self.match_code_embedding[...][batch.codes], axis=-2)
 
     def best(piece: tuple[jax.Array, ...]) -> jax.Array:

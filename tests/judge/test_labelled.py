@@ -191,6 +191,26 @@ def test_wrong_words_are_marked(corpus):
   assert np.nansum(found[:, 5]) < np.nansum(right[:, 5]) and np.nansum(right[:, 0]) == 0
 
 
+def test_words_and_codes_are_brought_together(corpus, sides):
+  """By the loss of matches alone, which moves nothing else; half of what a constant guess costs is gone after few steps."""
+  train, _ = sides
+  config = ModelConfig(TrunkConfig(32, 1, 2, 2, 16, 64), corpus.layout.tokenizer.size, 16, 1, CODEBOOK, mix=4)
+  judge = model.SynJudge.of(config, corpus.layout, dict(layers=1, reader=1, widths=dict(tcc=260, icc=320, its=400), max_steps=3))
+  told = train.take(np.flatnonzero(np.array(train.generators) == labelled.RETOLD))
+  data = training.examples(judge, told)
+  batch = training.batches(data, training.chances(data, (0, 0, 0, 1), 0.0), rows=4, length=200, seed=0)
+  optimizer = make_optimizer(OptimizerConfig(learning_rate=0.03, clip=0.0, b2=0.999, frozen=training.UNALIGNED), 150)
+  before = judge.definition.init(jax.random.key(0), small.one_device())
+  kept = jax.tree.map(np.asarray, before)
+  state, last = loop.fit(loop.make_step(training.align_loss_of(judge.definition), optimizer), loop.init_state(before, optimizer),
+                         loop.Indexed(batch), steps=150, seed=0)
+  share = np.nanmean(np.concatenate([m[:, model.NAMED] for m in told.marks]))
+  assert last['loss'] < -0.5 * (share * np.log(share) + (1 - share) * np.log(1 - share))
+  for name, value in kept.items():
+    same = all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(value), jax.tree.leaves(state['params'][name]), strict=True))
+    assert same != name.startswith('match_'), name
+
+
 def test_iq_of_the_whole_is_of_the_pictures_that_are_there(corpus):
   conversation = story.conversation(3, 7, 'roles', steps=2)
   answer = conversation.turns[0].answer
@@ -200,6 +220,10 @@ def test_iq_of_the_whole_is_of_the_pictures_that_are_there(corpus):
   draft.document = layout.tokenise(draft.conversation, corpus.layout)
   found = label(corpus, [draft])
   np.testing.assert_allclose((found.whole[0, IQ], found.asked_iq[0], found.whole[0, ICC]), (5, 2.5, 2.5))
+
+
+def test_the_judge_knows_which_mark_is_of_names():
+  assert list(MARKS)[model.NAMED] == 'named' and len(MARKS) == model.MARKS
 
 
 def test_unseen_flaws_are_no_training_flaws():
@@ -239,6 +263,6 @@ def test_a_judge_learns_that_damage_costs(corpus, sides):
 def test_balance_lifts_what_is_rare():
   labels = np.array([[5.0]] * 90 + [[1.0]] * 10, np.float32)
   empty = np.zeros(0, np.int32)
-  data = training.Examples(*[empty] * 8, np.zeros(100, np.int8), empty, labels)
+  data = training.Examples(*[empty] * 9, np.zeros(100, np.int8), empty, labels)
   plain, even = (training.chances(data, (1, 1, 1, 1), balance)[90:].sum() for balance in (0.0, 1.0))
   np.testing.assert_allclose((plain, even), (0.1, 0.5))

@@ -54,7 +54,9 @@ def test_whole_is_the_forward_of_the_view_alone(judge):
   context = Turn((Text('the blue square'),), (small.image(bound.layout, 0), small.image(bound.layout, 1)))
   icc = layout.tokenise(Conversation('c', 't', (context,)), bound.layout)  # pictures alone have no tags
   alone = layout.stack([icc], len(icc.text))
-  hidden = module(alone.replace(step=np.full_like(alone.step, -1))).hidden  # no words of an answer are here to match
+  begins = (alone.text == bound.layout.block.begin) & (alone.modality == layout.TEXT) & ~alone.forced
+  inside = begins | alone.forced | (alone.modality == layout.CODES)
+  hidden = module(alone.replace(step=np.where(inside, np.cumsum(begins, axis=1) - 1, -1))).hidden
   np.testing.assert_allclose(model.expectation(module.logits(hidden)[0, -1, 1]), found.whole[0, 1], atol=1e-5)
 
 
@@ -148,3 +150,39 @@ def test_sums_of_marks_are_those_of_the_document_and_of_the_latest_picture():
   np.testing.assert_allclose(texts, [1, 1, 1, 1, 5, 5, 5, 5, 14, 14, 14, 14, 27])
   np.testing.assert_allclose(latest, [0, 2, 5, 5, 0, 6, 13, 13, 13, 10, 21, 21, 21])
   np.testing.assert_allclose(before, [0, 1, 1, 1, 0, 5, 5, 5, 5, 9, 9, 9, 9])
+
+
+def test_counts_tell_whole_numbers_apart():
+  found = np.asarray(model.counts(jnp.asarray([[0.0, 2.5]]))).reshape(2, 1 + model.COUNTED)
+  np.testing.assert_allclose(found, [[0, 0, 0, 0, 0], [np.log(3.5), 1, 1, 0.5, 0]], atol=1e-6)
+
+
+def test_matches_are_of_the_words_of_the_same_step(judge):
+  """A change of a question, of another step or of what follows changes nothing; a change of the step's own words does."""
+  bound, params = judge
+  module = bound.definition.bind(params)
+  plain = small.plain()
+
+  def matches(question, *texts):
+    segments = tuple(s for i, text in enumerate(texts) for s in (Text(text), small.image(plain, i)))
+    batch = layout.stack([layout.tokenise(Conversation('c', 't', (Turn((Text(question),), segments),)), bound.layout)], 96)
+    view = bound.cut(batch).its.tokens
+    found, codes = np.asarray(module.matches(view))[0], np.asarray(view.modality)[0] == layout.CODES
+    assert not found[~codes].any()
+    return found[codes].reshape(len(texts), -1)
+
+  base = matches('the blue square', 'a red circle', 'move')
+  np.testing.assert_allclose(matches('a red circle', 'a red circle', 'move'), base, atol=1e-5)
+  other = matches('the blue square', 'a red circle', 'blue')
+  np.testing.assert_allclose(other[0], base[0], atol=1e-5)
+  assert np.abs(other[1] - base[1]).max() > 1e-3
+  assert np.abs(matches('the blue square', 'a blue circle', 'move')[0] - base[0]).max() > 1e-3
+
+
+def test_matches_by_chunks_are_those_of_all_at_once(judge, monkeypatch):
+  bound, params = judge
+  module = bound.definition.bind(params)
+  view = bound.cut(layout.stack([layout.tokenise(conversation(n), bound.layout) for n in (1, 2)], 64)).its.tokens
+  whole = module.matches(view)
+  monkeypatch.setattr(model, 'MATCHED', 16)
+  np.testing.assert_allclose(module.matches(view), whole, atol=1e-5)
