@@ -207,6 +207,11 @@ class Corpus:
     return _label(self, fitting, readings, _TEST_ROWS if side == TEST else 0)
 
 
+def answers(rows: Labelled) -> Labelled:
+  """The rows that are answers to a question, without texts told anew."""
+  return rows.take([i for i, generator in enumerate(rows.generators) if generator != RETOLD])
+
+
 def unseen(test: Labelled, train: Labelled) -> Labelled:
   """The test rows none of whose pictures stands in a training row: few objects make equal scenes under different topics."""
   known = {picture for row in train.pictures for picture in row}

@@ -41,7 +41,7 @@ COUNTED = 4
 REACH, MATCH = 4, 96
 """How many words a match reads at once (colour and shape; what something turned into), and its width."""
 
-MATCHED = 1024
+MATCHED = 256
 """Positions that are matched at once."""
 
 NAMED = 5

@@ -123,7 +123,7 @@ def _aside(rows: Labelled, share: float, seed: int) -> tuple[Labelled, Labelled]
   if not 0 < aside.sum() < len(rows):
     raise UserError(f'config.judge.aside is {share}: of {len(rows)} training answers it leaves {aside.sum()} to calibrate with; '
                     'take another share, or more answers')
-  return rows.take(np.flatnonzero(~aside)), rows.take(np.flatnonzero(aside))
+  return rows.take(np.flatnonzero(~aside)), labelled.answers(rows.take(np.flatnonzero(aside)))
 
 
 def sampler(run: Run, parts: Parts, params: Params, **decoding) -> labelled.Sampler:
@@ -234,8 +234,10 @@ def _measure(run: Run, parts: Parts, judge: SynJudge, params: Params, policy: Pa
   bootstrap = dict(samples=section.bootstrap, seed=run.config.seed)
   found = training.judge_all(judge, params, test.documents)
   head = _headline(run, test)
-  out: dict[str, Any] = {'rows.train': len(rows.train), 'rows.aside': len(rows.aside), 'rows.test': len(test),
-                         'rows.rejected': len(rows.rejected), 'measured_on': _measured_on(run, test, head)}
+  retold = rows.train.generators.count(labelled.RETOLD)
+  out: dict[str, Any] = {'rows.train': len(rows.train) - retold, 'rows.retold': retold, 'rows.aside': len(rows.aside),
+                         'rows.test': len(test), 'rows.rejected': len(rows.rejected),
+                         'measured_on': _measured_on(run, test, head)}
   out |= metrics.table(test.whole[head], found.whole[head], **bootstrap)
   out |= {f'{group}.{name}': value
           for group, values in metrics.by_group(test.whole, found.whole, test.generators, **bootstrap).items()
@@ -291,8 +293,8 @@ def _baselines(run: Run, parts: Parts, judge: SynJudge, policy: Params, rows: Ro
   if {'mean', 'likelihood', 'clip'} & set(section.baselines):
     run.say('judge: fitting baselines')
     shards = [c for split in ('text_to_image', 'interleaved') if split in parts.splits() for c in parts.conversations(split)]
-    made = fit_all(judge, parts.model_config, policy, rows.train, shards, parts.mesh, clip=clip.ClipConfig(**section.clip),
-                   seed=run.config.seed, names=section.baselines)
+    made = fit_all(judge, parts.model_config, policy, labelled.answers(rows.train), shards, parts.mesh,
+                   clip=clip.ClipConfig(**section.clip), seed=run.config.seed, names=section.baselines)
     scores |= {name: baseline.scores(rows.test) for name, baseline in made.items()}
   for name, hide in (('without_images', blinded.IMAGES), ('without_text', blinded.TEXTS)):
     if name in section.baselines:
