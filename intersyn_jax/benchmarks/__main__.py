@@ -29,6 +29,8 @@ def main(arguments: list[str]) -> int:
     if name not in BENCHMARKS:
       raise UserError(f'there is no benchmark {name!r}; there are {", ".join(BENCHMARKS)}')
     options = rows.options(flags)
+    if options.job and name != 'seir':
+      raise UserError(f'benchmarks {name} takes no {options.job[0].partition("=")[0]}: seir alone asks for a finished run')
     module = importlib.import_module(f'intersyn_jax.benchmarks.{name}')
     found = []
     for row in module.run(options):

@@ -54,7 +54,8 @@ def _child(devices: int, options: Options) -> dict:
   environment = os.environ | {'JAX_NUM_CPU_DEVICES': str(devices)}
   done = subprocess.run(command, env=environment, capture_output=True, text=True)
   if done.returncode:
-    raise UserError(f'benchmarks seir, {devices} devices: {(done.stderr.strip().splitlines() or ["no word"])[-1]}')
+    said = (done.stderr.strip().splitlines() or ['no word'])[-1].removeprefix('error: ')
+    raise UserError(f'benchmarks seir on {devices} devices: {said}')
   return json.loads(done.stdout.splitlines()[-1])
 
 

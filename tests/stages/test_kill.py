@@ -9,6 +9,7 @@ import time
 import pytest
 
 import intersyn_jax
+from intersyn_jax.benchmarks import __main__ as benchmarks
 from intersyn_jax.benchmarks import rows, seir
 from intersyn_jax.errors import UserError
 from intersyn_jax.interleave.types import images_of
@@ -102,6 +103,11 @@ def test_seir_of_a_finished_folder_is_timed(folders, monkeypatch):
   assert sorted(folders[0].rglob('*')) == before
   with pytest.raises(UserError, match='name a finished run, --config=configs/storyworld.py:tiny --workdir=runs/tiny'):
     next(seir.run(rows.options(['--runs=1'])))
+
+
+def test_only_seir_takes_a_run(capsys):
+  assert benchmarks.main(['train', '--workdir=runs/none']) == 2
+  assert 'benchmarks train takes no --workdir' in capsys.readouterr().err
 
 
 def test_a_work_folder_names_no_code_to_load(folders, tmp_path):
