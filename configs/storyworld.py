@@ -88,7 +88,8 @@ def _tiny() -> ConfigDict:
 
   c.synthesize = ConfigDict(dict(
       conversations=1000, window=500, in_flight=192, unrefined=True, rounds=dict(question=2, answer=2, image=2), turns=(1, 2),
-      text_temperature=1.0, text_top_p=0.9, image_temperature=1.0, accept='gated', history_pictures=False, rate_finished=False,
+      text_temperature=1.0, text_top_p=0.9, image_temperature=1.0, accept='gated', enough=4.5,
+      history_pictures=False, rate_finished=False,
       word_limits=dict(question=50, caption=65), retries=2, topics='', templates='', duplicate_similarity=0.9,
       rows=32, rooms=dict(prompts=(48, 96, 224), short=56, long=144, critic=24, judged=(160,)), shard_records=500,
       critic='',  # '': the writer; or the import path of your own (docs/extending.md)

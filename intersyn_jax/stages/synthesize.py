@@ -110,6 +110,8 @@ def method_of(run: Run) -> tuple[seir.Method, list[manifest.Rejected]]:
   for field in ('conversations', 'window', 'in_flight', 'shard_records'):
     if config[field] < 1:
       raise UserError(f'config.synthesize.{field} is {config[field]}; make it at least 1')
+  if not 0 <= config.enough <= 5:
+    raise UserError(f'config.synthesize.enough is {config.enough}; scores go from 0 to 5')
   dropped = []
   if config.topics:
     subjects, dropped = rows.load_topics(config.topics)
@@ -122,8 +124,8 @@ def method_of(run: Run) -> tuple[seir.Method, list[manifest.Rejected]]:
     first, later = (language.templates(is_first, tuple(data.steps)) for is_first in (True, False))
   method = seir.Method(
       seed=run.config.seed, topics=subjects, templates=first, later_templates=later, turns=tuple(config.turns),
-      rounds=seir.Rounds(**config.rounds), accept=config.accept, pictures=config.history_pictures, retries=config.retries,
-      question_words=config.word_limits.question, caption_words=config.word_limits.caption,
+      rounds=seir.Rounds(**config.rounds), accept=config.accept, enough=config.enough, pictures=config.history_pictures,
+      retries=config.retries, question_words=config.word_limits.question, caption_words=config.word_limits.caption,
       max_steps=run.config.decode.max_images, draw=served.DRAW if config.endpoints.images.url else language.DRAW)
   return method, dropped
 

@@ -7,7 +7,9 @@ writer) and `judge`. The writer then answers the same questions of the test spli
   `ar,K=..` and `ir,K=..` one of them alone. K=0 is the same for all three.
 - `random_critic,K=3`: critics say something that was right elsewhere, as often as not.
 - `resample,K=3`: the critics say when to go on, and a new first version is drawn instead of a revision.
-- `gated,K=3`, `best,K=3`: the judge has a say in which version is kept.
+- `gated,K=1` to `gated,K=5`: the judge has a say in which version is kept, and in when to stop (`synthesize.enough`); at K=3 also
+  answer or image refinement alone (`gated_ar`, `gated_ir`), with the same random critics (`gated_random_critic`), without
+  suggestions (`gated_resample`), and with the highest score instead of the gate (`best`).
 
 All settings run side by side and equal requests are answered once, so that what two settings have in common is the same draw.
 Question refinement has a table of its own (question scores 0-10 of K = 0 to 5, read from one trace: version k is what K = k
@@ -65,9 +67,26 @@ SECONDS = {'data': 60, 'tokenizer': 60, 'warmup': 800, 'judge': 700, 'rounds': 4
 Row = Mapping[str, Any]
 
 FIRST, LONGEST = 'both,K=0', f'both,K={MOST}'
-BOTH, AR, IR, RESAMPLE, GATED, BEST, RANDOM = (
-    f'{name},K={CLAIMED}' for name in ('both', 'ar', 'ir', 'resample', 'gated', 'best', 'random_critic'))
-PAIRS = ((FIRST, BOTH), (RANDOM, BOTH), (RESAMPLE, BOTH), (BOTH, GATED), (BOTH, BEST), (FIRST, AR), (FIRST, IR), (BOTH, LONGEST))
+BOTH, AR, IR, RESAMPLE, RANDOM = (f'{name},K={CLAIMED}' for name in ('both', 'ar', 'ir', 'resample', 'random_critic'))
+GATED, GATED_AR, GATED_IR, GATED_RESAMPLE, GATED_RANDOM, BEST = (
+    f'{name},K={CLAIMED}' for name in ('gated', 'gated_ar', 'gated_ir', 'gated_resample', 'gated_random_critic', 'best'))
+LONGEST_GATED = f'gated,K={MOST}'
+CLAIMS = (
+    (FIRST, BOTH, 'is above', ('icc', 'its')),
+    (RANDOM, BOTH, 'is above', ('icc', 'its')),
+    (RESAMPLE, BOTH, 'is above', ('icc', 'its')),
+    (FIRST, AR, 'is above', ('tcc', 'icc', 'its')),
+    (FIRST, IR, 'is above', ('icc', 'its')),
+    (FIRST, GATED, 'is above', ('icc', 'its')),
+    (GATED_RANDOM, GATED, 'is above', ('icc', 'its')),
+    (GATED_RESAMPLE, GATED, 'is above', ('icc', 'its')),
+    (FIRST, GATED_AR, 'is above', ('tcc', 'icc', 'its')),
+    (FIRST, GATED_IR, 'is above', ('icc', 'its')),
+    (BOTH, GATED, 'is not below', ('tcc', 'icc', 'iq', 'its')),
+)
+"""(a, b, words, dimensions): what is claimed of b and a."""
+
+PAIRS = (*((a, b) for a, b, *_ in CLAIMS), (BOTH, BEST), (FIRST, BEST), (BOTH, LONGEST), (GATED, LONGEST_GATED))
 """(a, b) whose difference b - a is told."""
 
 
@@ -77,8 +96,12 @@ def settings(method: Method) -> dict[str, Method]:
   found = {f'both,K={k}': with_rounds(k, k) for k in range(MOST + 1)}
   found |= {f'ar,K={k}': with_rounds(k, 0) for k in range(1, MOST + 1)}
   found |= {f'ir,K={k}': with_rounds(0, k) for k in range(1, MOST + 1)}
-  of_claims = lambda **fields: with_rounds(CLAIMED, CLAIMED, **fields)
-  return found | {RESAMPLE: of_claims(suggestions=False), GATED: of_claims(accept=seir.GATED), BEST: of_claims(accept=seir.BEST)}
+  gated = lambda k, answer=True, image=True, **fields: with_rounds(k * answer, k * image, **{'accept': seir.GATED} | fields)
+  found |= {f'gated,K={k}': gated(k) for k in range(1, MOST + 1)}
+  return found | {
+      RESAMPLE: with_rounds(CLAIMED, CLAIMED, suggestions=False), GATED_AR: gated(CLAIMED, image=False),
+      GATED_IR: gated(CLAIMED, answer=False), GATED_RESAMPLE: gated(CLAIMED, suggestions=False),
+      BEST: gated(CLAIMED, accept=seir.BEST)}
 
 
 def run(config: ml_collections.ConfigDict, workdir: str, seeds: Sequence[int], command: str) -> list[dict[str, Any]]:
@@ -141,8 +164,9 @@ def answer_rows(run: Run, parts: Parts, crew: Crew, method: Method, seed: int) -
   # What is no critique is the same under random critics.
   shared = {request: result for request, result in known.items() if not _is_critique(request)}
   wild = RandomCritics(crew.language, suggestions(run.config, EXAMPLES))
-  scores[RANDOM] = scored(run, parts, dataclasses.replace(crew, language=wild, critic=wild), dataclasses.replace(
-      method, rounds=Rounds(0, CLAIMED, CLAIMED)), jobs, shared)
+  wild = dataclasses.replace(crew, language=wild, critic=wild)
+  for name, usual in ((RANDOM, BOTH), (GATED_RANDOM, GATED)):
+    scores[name] = scored(run, parts, wild, settings(method)[usual], jobs, shared)
   weights = statistics.draws(len(jobs), run.config.evaluate.bootstrap, 0)
   for name, values in scores.items():
     found = statistics.describe(values, weights)
@@ -276,24 +300,17 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
   """A line for each claim: whether it holds in every seed, with the figures."""
   found = {(row['setting'], row['seed']): row for row in rows}
   seeds = list(dict.fromkeys(row['seed'] for row in rows))
-  above = lambda d: d['ci95'][0] > 0
-  not_below = lambda d: d['ci95'][1] >= 0
+  good = {'is above': lambda d: d['ci95'][0] > 0, 'is not below': lambda d: d['ci95'][1] >= 0}
   lines = []
-  for words, a, b, dimensions, good in (
-      (f'{BOTH} is above {FIRST}', FIRST, BOTH, ('icc', 'its'), above),
-      (f'{BOTH} is above the random critic', RANDOM, BOTH, ('icc', 'its'), above),
-      (f'{BOTH} is above resampling', RESAMPLE, BOTH, ('icc', 'its'), above),
-      ('judge-gated is not below always-accept', BOTH, GATED, ('tcc', 'icc', 'iq', 'its'), not_below),
-      ('answer refinement lifts', FIRST, AR, ('tcc', 'icc', 'its'), above),
-      ('image refinement lifts', FIRST, IR, ('icc', 'its'), above)):
+  for a, b, words, dimensions in CLAIMS:
     for dimension in dimensions:
       values = {seed: found[b, seed]['differences'][a].get(dimension) for seed in seeds}
-      holds = all(value is not None and good(value) for value in values.values())
-      lines.append(_verdict(holds, f'{words}, {dimension.upper()}', values))
+      holds = all(value is not None and good[words](value) for value in values.values())
+      lines.append(_verdict(holds, f'{b} {words} {a}, {dimension.upper()}', values))
   rows_of_questions = {seed: found.get((f'question,K={CLAIMED}', seed)) for seed in seeds}
   changes = {seed: row and {'difference': row['change'], 'ci95': row['change.ci95']} for seed, row in rows_of_questions.items()}
   words = f'question refinement lifts the question score, K={CLAIMED}'
-  return [*lines, _verdict(all(value is not None and above(value) for value in changes.values()), words, changes)]
+  return [*lines, _verdict(all(value is not None and good['is above'](value) for value in changes.values()), words, changes)]
 
 
 def _verdict(holds: bool, words: str, values: Mapping[Any, Mapping[str, Any] | None]) -> str:

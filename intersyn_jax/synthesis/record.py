@@ -23,7 +23,7 @@ import numpy as np
 from intersyn_jax.data import builders, images, manifest, roles, shards
 from intersyn_jax.data.manifest import Rejected
 from intersyn_jax.errors import UserError
-from intersyn_jax.interleave.types import Conversation, Image, Segment
+from intersyn_jax.interleave.types import DIMENSIONS, Conversation, Image, Segment
 from intersyn_jax.synthesis import duplicates
 from intersyn_jax.synthesis.engine import Load
 from intersyn_jax.synthesis.seir import Picture, Product, Round, TurnTrace, counts_of
@@ -33,7 +33,7 @@ SPLIT, UNREFINED = 'refined', 'unrefined'
 
 LAST_PASS = 'last pass'
 
-_SCORES = {'answer': ('tcc',), 'image': ('icc', 'iq', 'its')}
+_SCORES = {'answer': DIMENSIONS, 'image': DIMENSIONS[1:]}
 
 Decode = Callable[[np.ndarray], np.ndarray]
 """int32[n,P,D] -> uint8[n,H,W,3]."""

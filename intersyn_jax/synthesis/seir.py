@@ -5,7 +5,8 @@ random state: topic, templates and the number of turns follow from the seed and 
 every draw of a model from its address.
 
 The general operator of the paper is `_refine`: s_k = evaluate(x_k-1), x_k = revise(x_k-1, s_k), until the evaluator has no
-suggestion or k = K. Question, answer and image refinement are three uses of it. Which version wins, `accept` says.
+suggestion or k = K. Question, answer and image refinement are three uses of it. Which version wins, `accept` says; and where
+the judge finds a version poor that the critic has nothing to say of, a new first version is drawn in its place.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 
 from intersyn_jax.data import roles
 from intersyn_jax.data.roles import AnswerStep, Critique
-from intersyn_jax.interleave.types import Conversation, Image, Score, Segment, Text, Turn
+from intersyn_jax.interleave.types import DIMENSIONS, Conversation, Image, Score, Segment, Text, Turn
 from intersyn_jax.synthesis.interfaces import Address, Draw, Look, Rate, Rating, Reply, Request, Result, Write
 
 T = TypeVar('T')
@@ -52,8 +53,10 @@ class Method:
     turns: numbers of turns to draw from.
     rounds: K of each stage.
     accept: which version wins, one of ACCEPT; all but ALWAYS need a judge.
+    enough: with a judge, the score that each of a version's must reach for a critic's "nothing to mend" to be believed; of a
+      poorer one a new first version is drawn. 0 leaves it to the critic alone.
     suggestions: False draws a new first version instead of revising one, so that nothing the critic said is used: the control
-      of DESIGN 4. When to go on is still the critic's to say.
+      of DESIGN 4. When to go on is still for critic and judge to say.
     pictures: later turns see the last picture itself (its codes) and not its caption alone.
     retries: how often a completion that cannot be read is asked for again, with a new draw.
     question_words, caption_words: most words; longer ones count as unreadable.
@@ -68,6 +71,7 @@ class Method:
   turns: Sequence[int] = (1,)
   rounds: Rounds = Rounds()
   accept: str = ALWAYS
+  enough: float = 0.0
   suggestions: bool = True
   pictures: bool = False
   retries: int = 2
@@ -116,10 +120,10 @@ class Round:
   Attributes:
     version: a question, the steps of an answer, or a picture.
     critique: what was said of it, None where nobody was asked.
-    decision: `revise` (it was sent to be revised), `stop` (nothing to mend), `last` (rounds used up), `rollback` (worse than
-      a version before it, taken back), `failed` (its critique or its revision could not be read). The last version that was not
-      taken back is the one that stands.
-    scores: of the judge, where asked.
+    decision: `revise` (it was sent to be revised), `again` (the critic had nothing to say, but the judge found it poor: another
+      one was drawn), `stop` (nothing to mend), `last` (rounds used up), `rollback` (worse than a version before it, taken back),
+      `failed` (its critique or its revision could not be read). The last version that was not taken back is the one that stands.
+    scores: of the judge, where asked: TCC, ICC, IQ, ITS of an answer with its pictures, ICC, IQ, ITS of a picture's step.
   """
 
   version: str | Sequence[AnswerStep] | Picture
@@ -238,17 +242,20 @@ def _refine_answer(desk: _Desk, question: str, history: roles.History) -> Steps[
     return desk.write('answer_write', roles.answer_write(question, history), desk.answer, k)
 
   def revise(steps: list[AnswerStep], suggestion: str, k: int) -> Steps[list[AnswerStep]]:
-    if not desk.method.suggestions:
+    if not (desk.method.suggestions and suggestion):
       return write(k)
     return desk.write('answer_revise', roles.answer_revise(question, steps, suggestion), desk.answer, k)
 
   def measure(steps: list[AnswerStep]) -> Steps[tuple[float, ...] | None]:
-    """TCC of the texts: it is about nothing but question and text, and there are no pictures yet."""
-    rating: Rating | None = yield desk.rate(Turn((Text(question),), tuple(Text(step.text) for step in steps)))
-    return None if rating is None else rating.whole[:1]
+    """All scores of the answer, its captions drawn: a caption that does not do what its text says shows in nothing else."""
+    pictures = []
+    for number, step in enumerate(steps):
+      pictures.append((yield from _drawn(desk, step.caption, number, 0)))
+    rating: Rating | None = yield desk.rate(Turn((Text(question),), _answer(steps, pictures)))
+    return None if rating is None else rating.whole
 
   return (yield from _refine((yield from write()), desk.method.rounds.answer, desk.trace.answers, evaluate, revise, measure,
-                             desk.method.accept))
+                             desk.method))
 
 
 def _refine_picture(desk: _Desk, question: str, steps: Sequence[AnswerStep], before: Sequence[Picture],
@@ -257,15 +264,14 @@ def _refine_picture(desk: _Desk, question: str, steps: Sequence[AnswerStep], bef
   number = len(before)
 
   def draw(caption: str, k: int) -> Steps[Picture]:
-    image = yield from desk.draw(caption, number, k)
-    return Picture(caption, dataclasses.replace(image, caption=caption))
+    return _drawn(desk, caption, number, k)
 
   def evaluate(picture: Picture, k: int) -> Steps[Critique]:
     prompt = roles.image_critique(question, step.text, picture.caption, picture.image)
     return desk.look('image_critique', prompt, roles.parse_critique, number, k)
 
   def revise(picture: Picture, suggestion: str, k: int) -> Steps[Picture]:
-    if not desk.method.suggestions:
+    if not (desk.method.suggestions and suggestion):
       return (yield from draw(picture.caption, k))
     caption = yield from desk.write('caption_revise', roles.caption_revise(picture.caption, suggestion), desk.caption, k,
                                     number)
@@ -279,40 +285,50 @@ def _refine_picture(desk: _Desk, question: str, steps: Sequence[AnswerStep], bef
   rounds: list[Round] = []
   desk.trace.images.append(rounds)
   return (yield from _refine((yield from draw(step.caption, 0)), desk.method.rounds.image, rounds, evaluate, revise, measure,
-                             desk.method.accept))
+                             desk.method))
+
+
+def _drawn(desk: _Desk, caption: str, step: int, k: int) -> Steps[Picture]:
+  """The picture of a step that is drawn from its caption in round k."""
+  image = yield from desk.draw(caption, step, k)
+  return Picture(caption, dataclasses.replace(image, caption=caption))
 
 
 def _refine(first: T, limit: int, trace: list[Round], evaluate: Callable[[T, int], Steps[Critique]],
             revise: Callable[[T, str, int], Steps[T]],
-            measure: Callable[[T], Steps[tuple[float, ...] | None]] | None = None, accept: str = ALWAYS) -> Steps[T]:
+            measure: Callable[[T], Steps[tuple[float, ...] | None]] | None = None, method: Method | None = None) -> Steps[T]:
   """x_k = revise(x_k-1, s_k) with s_k = evaluate(x_k-1), until there is nothing to mend or k = `limit`.
 
   Args:
     first: x_0.
     limit: K.
     trace: gets one Round for every version.
-    evaluate, revise: given the version and k (and the suggestion).
-    measure: scores of a version; their sum is compared. Asked for once there is something to compare.
-    accept: which version wins, see ACCEPT.
+    evaluate, revise: given the version and k (and the suggestion, '' to draw a new first version).
+    measure: scores of a version; their sum is compared, and none of them may be poor.
+    method: its `accept` says which version wins, its `enough` what is poor. Without measure and method, or where `accept` is
+      ALWAYS, the critic alone says when to stop, and the last version wins.
   """
   best = current = Round(first)
   trace.append(current)
+  judged = method is not None and method.accept != ALWAYS
   try:
     for k in range(1, limit + 1):
       if current.critique is None:  # after a rollback what was said of the version still holds
         current.critique = yield from evaluate(current.version, k)
+      if judged and current.scores is None:
+        current.scores = yield from measure(current.version)
       if current.critique.stop:
-        current.decision = 'stop'
+        current.decision = 'again' if judged and _poor(current.scores, method.enough) else 'stop'
+      else:
+        current.decision = 'revise'
+      if current.decision == 'stop':
         break
       revised = Round((yield from revise(current.version, current.critique.suggestion, k)))
-      current.decision = 'revise'
       trace.append(revised)
-      if accept != ALWAYS:
-        if best.scores is None:
-          best.scores = yield from measure(best.version)
+      if judged:
         revised.scores = yield from measure(revised.version)
         if _lower(revised.scores, best.scores):
-          if accept == GATED:
+          if method.accept == GATED:
             revised.decision = 'rollback'
           else:
             current = revised
@@ -326,6 +342,11 @@ def _refine(first: T, limit: int, trace: list[Round], evaluate: Callable[[T, int
   return best.version
 
 
+def _poor(scores: tuple[float, ...] | None, enough: float) -> bool:
+  """Whether a score is lower than it must be. A judge that failed has no say."""
+  return scores is not None and min(scores) < enough
+
+
 def _lower(new: tuple[float, ...] | None, old: tuple[float, ...] | None) -> bool:
   """Whether the scores fell. A judge that failed on either has no say."""
   return new is not None and old is not None and sum(new) < sum(old)
@@ -336,6 +357,7 @@ class _Desk:
 
   def __init__(self, job: Job, turn: int, method: Method, trace: TurnTrace, before: tuple[Turn, ...]):
     self.job, self.turn, self.method, self.trace, self._before = job, turn, method, trace, before
+    self._drawn: dict[tuple[str, int, int], Image] = {}
 
   def write(self, role: str, prompt: tuple[Segment, ...], parse: Callable[[str], T], round: int = 0,
             step: int = -1) -> Steps[T]:
@@ -364,13 +386,16 @@ class _Desk:
     raise Failed(f'{role}: {problem}')
 
   def draw(self, caption: str, step: int, round: int) -> Steps[Image]:
-    """The picture of a caption."""
+    """The picture of a caption; one that was drawn for the judge already is not drawn again."""
+    if (caption, step, round) in self._drawn:
+      return self._drawn[caption, step, round]
     prompt = (Text(self.method.draw.format(caption=caption)),)
     for retry in range(self.method.retries + 1):
       address = Address(self.job.id, self.turn, 'draw', step, round, retry)
       image: Image | None = yield Draw(address, prompt)
       self._note(address, prompt, '', '' if image is not None else 'no picture')
       if image is not None:
+        self._drawn[caption, step, round] = image
         return image
     raise Failed('draw: no picture')
 
@@ -424,8 +449,9 @@ def rate(conversation: Conversation, turn: int) -> Steps[tuple[Score, ...]]:
 def counts_of(product: Product) -> dict[str, tuple[float, int]]:
   """Sums and counts of one product, by name, for rates and means: add them up over products and divide.
 
-  `<stage>_stop_<k>`: the critic stopped at round k; `<stage>_accept`: a revision was kept; `<stage>_<score>_<k>`: scores of
-  version k; `retry_<role>`: a completion could not be read.
+  `<stage>_stop_<k>`: the critic had nothing to say at round k; `<stage>_again`: the judge did not believe that;
+  `<stage>_accept`: a revision was kept; `<stage>_<score>_<k>`: scores of version k; `retry_<role>`: a completion could not be
+  read.
   """
   sums: dict[str, list[float]] = {}
 
@@ -435,12 +461,14 @@ def counts_of(product: Product) -> dict[str, tuple[float, int]]:
     entry[1] += 1
 
   for turn in product.turns:
-    stages = [('question', turn.questions, ()), ('answer', turn.answers, ('tcc',))]
-    stages += [('image', rounds, ('icc', 'iq', 'its')) for rounds in turn.images]
+    stages = [('question', turn.questions, ()), ('answer', turn.answers, DIMENSIONS)]
+    stages += [('image', rounds, DIMENSIONS[1:]) for rounds in turn.images]
     for stage, rounds, names in stages:
       for k, entry in enumerate(rounds):
         if entry.critique is not None:
           add(f'{stage}_stop_{k + 1}', entry.critique.stop)
+          if entry.critique.stop:
+            add(f'{stage}_again', entry.decision == 'again')
         if k:
           add(f'{stage}_accept', entry.decision != 'rollback')
         for name, value in zip(names, entry.scores or (), strict=False):

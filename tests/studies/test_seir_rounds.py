@@ -41,8 +41,8 @@ def run():
 def test_settings_differ_as_they_say_and_share_what_they_have_in_common(run):
   method, actor = fake.method(), fake.Actor(rows=8)
   rows = {row['setting']: row for row in seir_rounds.answer_rows(run, Parts(), fake.crew(actor), method, 0)}
-  assert set(rows) == {*seir_rounds.settings(method), seir_rounds.RANDOM}
-  assert {'both,K=0', 'both,K=5', 'ar,K=3', 'ir,K=5', 'resample,K=3', 'gated,K=3', 'best,K=3'} <= set(rows)
+  assert set(rows) == {*seir_rounds.settings(method), seir_rounds.RANDOM, seir_rounds.GATED_RANDOM}
+  assert {'both,K=0', 'both,K=5', 'ar,K=3', 'ir,K=5', 'resample,K=3', 'gated,K=1', 'gated_ar,K=3', 'best,K=3'} <= set(rows)
   assert all(row['n'] == 6 and row['icc'] >= 0 and len(row['mean.ci95']) == 2 for row in rows.values())
   assert set(rows[seir_rounds.BOTH]['differences']) == {seir_rounds.FIRST, seir_rounds.RANDOM, seir_rounds.RESAMPLE}
   keys = [r for r in actor.requests if not isinstance(r, Rate)]
@@ -111,7 +111,7 @@ def test_roles_are_counted_by_flaw(run, monkeypatch):
 
 def made_up(seed, gain):
   near = lambda value: {'difference': value, 'ci95': [value - 0.1, value + 0.1]}
-  names = [*seir_rounds.settings(fake.method()), seir_rounds.RANDOM]
+  names = [*seir_rounds.settings(fake.method()), seir_rounds.RANDOM, seir_rounds.GATED_RANDOM]
   values = {d: 3.0 for d in ('tcc', 'icc', 'iq', 'its', 'mean')}
   rows = [{'setting': name, 'seed': seed, 'n': 5, **values, **{f'{d}.ci95': [2.9, 3.1] for d in values},
            'differences': {a: {d: near(gain) for d in values} for a, b in seir_rounds.PAIRS if b == name}} for name in names]
@@ -122,10 +122,11 @@ def made_up(seed, gain):
 
 def test_verdicts_and_page():
   lines = seir_rounds.verdicts(made_up(0, 0.2) + made_up(1, 0.2))
-  assert len(lines) == 2 + 2 + 2 + 4 + 3 + 2 + 1 and all(line.startswith('holds') for line in lines)
+  assert len(lines) == sum(len(dimensions) for *_, dimensions in seir_rounds.CLAIMS) + 1
+  assert all(line.startswith('holds') for line in lines)
   lines = seir_rounds.verdicts(made_up(0, 0.2) + made_up(1, 0.05))
   of = lambda text: [line for line in lines if text in line]
-  assert all(line.startswith('DOES NOT HOLD') for line in of('above resampling')) and of('above resampling')
+  assert all(line.startswith('DOES NOT HOLD') for line in of('above resample')) and of('above gated_resample')
   assert all(line.startswith('holds') for line in of('not below'))
   run = types.SimpleNamespace(summary=lambda stage: {'devices': '1 x cpu', 'versions': 'v'})
   text = seir_rounds.page(json.loads(json.dumps(made_up(0, 0.2))), run, 'the command')

@@ -7,6 +7,7 @@ import pathlib
 import pytest
 
 import intersyn_jax.synthesis
+from intersyn_jax.data import roles
 from intersyn_jax.interleave.types import Text, images_of, steps_of, text_of
 from intersyn_jax.synthesis import engine, seir
 from intersyn_jax.synthesis.interfaces import Address, Draw, Look, Rate, Rating, Reply
@@ -102,12 +103,47 @@ def test_a_lower_score_is_rolled_back_and_the_trace_keeps_the_versions():
   product, actor = make(answering(rate=falling, image_critique='more', answer_critique='more'), accept='gated')
   turn = product.turns[0]
   assert decisions(turn.answers) == ['revise', 'rollback', 'last']  # round 2 is as good as round 0: kept
-  assert [entry.scores for entry in turn.answers] == [(4.0,), (2.0,), (4.0,)]
+  assert [entry.scores[0] for entry in turn.answers] == [4.0, 2.0, 4.0]
   for rounds, image in zip(turn.images, images_of(product.conversation.turns[0].answer), strict=True):
     assert decisions(rounds) == ['revise', 'rollback', 'rollback']
     assert rounds[0].version.image == image  # the first picture stands
     assert len({entry.version.image.codes.tobytes() for entry in rounds}) == 3
   assert len(actor.asked('image_critique')) == 2  # what was said of the standing version still holds
+
+
+def test_an_answer_is_judged_with_its_captions_drawn_by_which_a_worse_caption_is_taken_back():
+  def rate(request):
+    green = [image for image in images_of(request.conversation.turns[-1].answer) if 'green' in image.caption]
+    return Rating((4.0, 2.0 if green else 4.0, 4.0, 4.0), ((4.0,) * 4,) * 2)
+
+  worse = roles.write_answer([roles.AnswerStep(s.text, s.caption.replace('blue', 'green')) for s in fake.STEPS])
+  product, actor = make(answering(rate=rate, answer_revise=worse, image_critique='none'), accept='gated')
+  assert decisions(product.turns[0].answers) == ['revise', 'rollback', 'rollback']
+  assert [entry.scores for entry in product.turns[0].answers] == [(4.0,) * 4, *[(4.0, 2.0, 4.0, 4.0)] * 2]
+  assert [image.caption for image in images_of(product.conversation.turns[0].answer)] == [s.caption for s in fake.STEPS]
+  assert len(actor.asked('draw')) == 3  # two captions and the worse one: what was drawn for the judge is drawn once
+
+
+def test_what_the_judge_finds_poor_is_drawn_anew_though_the_critic_has_nothing_to_say():
+  def rate(request):
+    answer = request.conversation.turns[-1].answer
+    whole = 3.0 if ' 0' in text_of(answer) else 5.0  # the first answer is poor
+    of = lambda image: 5.0 if image.codes.tobytes() in good else 3.0
+    return Rating((5.0, whole, 5.0, 5.0), tuple((5.0, of(image), 5.0, 5.0) for image in images_of(answer)))
+
+  content = answering(rate=rate, answer_critique='none', image_critique='none')
+  good = {fake.picture(Address(seir.plan(fake.method(), 0).id, 0, 'draw', step, 1).number()).codes.tobytes() for step in (0, 1)}
+  for accept in ('gated', 'best'):
+    product, actor = make(content, accept=accept, enough=4.0)
+    turn = product.turns[0]
+    assert [decisions(rounds) for rounds in (turn.answers, *turn.images)] == [['again', 'stop']] * 3
+    assert [r.address.round for r in actor.asked('answer_write')] == [0, 1] and not actor.asked('answer_revise')
+    assert not actor.asked('caption_revise') and {image.codes.tobytes() for image in images_of(
+        product.conversation.turns[0].answer)} == good
+  assert decisions(make(content, accept='gated', enough=0.0)[0].turns[0].answers) == ['stop']
+  assert decisions(make(content, accept='always', enough=4.0)[0].turns[0].answers) == ['stop']
+  never = make(content, accept='gated', enough=5.5)[0].turns[0]
+  assert decisions(never.answers) == ['again', 'again', 'last'] and len(never.images[0]) == 3
 
 
 def test_best_of_goes_on_from_the_last_version_and_keeps_the_one_that_scores_highest():

@@ -19,8 +19,8 @@ def config(**fields) -> ConfigDict:
       seed=3, data=dict(steps=(1, 2)), decode=dict(max_images=3), report=dict(conversations=2),
       synthesize=dict(
           conversations=20, window=8, in_flight=6, unrefined=True, rounds=dict(question=1, answer=1, image=2), accept='gated',
-          history_pictures=False, rate_finished=True, turns=(1, 2), word_limits=dict(question=50, caption=65), retries=1,
-          topics='', templates='', duplicate_similarity=1.0, rows=8, rooms=dict(prompts=(96,)), shard_records=8,
+          enough=4.5, history_pictures=False, rate_finished=True, turns=(1, 2), word_limits=dict(question=50, caption=65),
+          retries=1, topics='', templates='', duplicate_similarity=1.0, rows=8, rooms=dict(prompts=(96,)), shard_records=8,
           endpoints=dict(images=dict(url=''))) | fields))
 
 
@@ -144,7 +144,8 @@ def test_files_of_topics_and_templates_lose_placeholders_and_repetitions(tmp_pat
 
 
 @pytest.mark.parametrize(('fields', 'message'), [
-    (dict(accept='newest'), 'config.synthesize.accept is'), (dict(window=0), 'config.synthesize.window is 0'),
+    (dict(accept='newest'), 'config.synthesize.accept is'), (dict(enough=6), 'config.synthesize.enough is 6'),
+    (dict(window=0), 'config.synthesize.window is 0'),
     (dict(topics='missing.json'), 'topics file missing.json cannot be read')])
 def test_mistakes_are_named(tmp_path, fields, message):
   with pytest.raises(UserError, match=message):

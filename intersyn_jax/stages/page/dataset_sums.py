@@ -203,11 +203,12 @@ def outcomes(rounds: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, str]]:
     yield k, 'first' if not k else 'rollback' if entry['decision'] == 'rollback' else 'kept'
     if entry['critique']:
       yield k + 1, 'critique'
-  # The round in which no version came. A version that was taken back later may have lost its `stop` or `failed`.
-  if any(entry['critique'] == roles.STOP for entry in rounds):
-    yield len(rounds), 'stop'
-  elif rounds[-1]['critique'] or any(entry['decision'] == 'failed' for entry in rounds):
+  # The round in which no version came. A version that was taken back later may have lost its `stop` or `failed`; what an earlier
+  # one was spoken well of, the judge did not believe.
+  if any(entry['decision'] == 'failed' for entry in rounds):
     yield len(rounds), 'failed'
+  elif rounds[-1]['critique']:
+    yield len(rounds), 'stop' if rounds[-1]['critique'] == roles.STOP else 'failed'
 
 
 def changes(rounds: Sequence[Mapping[str, Any]]) -> Iterator[tuple[tuple[int, str, str], float]]:
