@@ -315,18 +315,19 @@ def _refine(first: T, limit: int, trace: list[Round], evaluate: Callable[[T, int
     for k in range(1, limit + 1):
       if current.critique is None:  # after a rollback what was said of the version still holds
         current.critique = yield from evaluate(current.version, k)
-      if judged and current.scores is None:
-        current.scores = yield from measure(current.version)
+      current.decision = 'revise'
       if current.critique.stop:
+        if judged and method.enough and current.scores is None:
+          current.scores = yield from measure(current.version)
         current.decision = 'again' if judged and _poor(current.scores, method.enough) else 'stop'
-      else:
-        current.decision = 'revise'
       if current.decision == 'stop':
         break
       revised = Round((yield from revise(current.version, current.critique.suggestion, k)))
       trace.append(revised)
       if judged:
-        revised.scores = yield from measure(revised.version)
+        for entry in (best, revised):
+          if entry.scores is None:
+            entry.scores = yield from measure(entry.version)
         if _lower(revised.scores, best.scores):
           if method.accept == GATED:
             revised.decision = 'rollback'
@@ -449,7 +450,7 @@ def rate(conversation: Conversation, turn: int) -> Steps[tuple[Score, ...]]:
 def counts_of(product: Product) -> dict[str, tuple[float, int]]:
   """Sums and counts of one product, by name, for rates and means: add them up over products and divide.
 
-  `<stage>_stop_<k>`: the critic had nothing to say at round k; `<stage>_again`: the judge did not believe that;
+  `<stage>_stop_<k>`: the critic stopped at round k; `<stage>_again`: it had nothing to say, but that was not the end;
   `<stage>_accept`: a revision was kept; `<stage>_<score>_<k>`: scores of version k; `retry_<role>`: a completion could not be
   read.
   """
@@ -466,9 +467,10 @@ def counts_of(product: Product) -> dict[str, tuple[float, int]]:
     for stage, rounds, names in stages:
       for k, entry in enumerate(rounds):
         if entry.critique is not None:
-          add(f'{stage}_stop_{k + 1}', entry.critique.stop)
+          believed = entry is rounds[-1] and entry.decision != 'failed'
+          add(f'{stage}_stop_{k + 1}', entry.critique.stop and believed)
           if entry.critique.stop:
-            add(f'{stage}_again', entry.decision == 'again')
+            add(f'{stage}_again', not believed)
         if k:
           add(f'{stage}_accept', entry.decision != 'rollback')
         for name, value in zip(names, entry.scores or (), strict=False):

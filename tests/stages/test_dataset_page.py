@@ -49,8 +49,8 @@ def decode(codes):
   return np.broadcast_to(codes.astype(np.uint8)[:, :, :, None], (len(codes), 4, 1, 3)).copy()
 
 
-def make(base, accept='gated', act=answer, windows=2, size=20):
-  method = fake.method(topics=TOPICS, turns=(1, 2), accept=accept, retries=1)
+def make(base, accept='gated', act=answer, windows=2, size=20, enough=0.0):
+  method = fake.method(topics=TOPICS, turns=(1, 2), accept=accept, enough=enough, retries=1)
   plain = method.unrefined()
   for number in range(windows):
     ids, loads = range(number * size, (number + 1) * size), {}
@@ -105,12 +105,12 @@ def test_the_facts_agree_with_the_metrics_of_the_stage(run):
   assert len(repeats) > 1 and repeats <= {row['id'] for row in rows if row['accepted']}
 
 
-@pytest.mark.parametrize('accept', seir.ACCEPT)
-def test_rounds_agree_with_the_counts_of_seir(accept, run, tmp_path):
-  if accept == 'gated':
+@pytest.mark.parametrize(('accept', 'enough'), [*((name, 0.0) for name in seir.ACCEPT), ('gated', 4.5), ('best', 4.5)])
+def test_rounds_agree_with_the_counts_of_seir(accept, enough, run, tmp_path):
+  if (accept, enough) == ('gated', 0.0):
     text, rows, metrics = run
   else:
-    text = make(tmp_path, accept, windows=1, size=12)
+    text = make(tmp_path, accept, windows=1, size=12, enough=enough)
     rows = list(record.read_traces(tmp_path / 'windows', 1))
     metrics = record.metrics(tmp_path / 'windows', 1, tmp_path / 'data')
   process = Process({}, 0, 0)
@@ -125,7 +125,7 @@ def test_rounds_agree_with_the_counts_of_seir(accept, run, tmp_path):
     revised = {name: sum(count[k, name] for k in (1, 2)) for name in ('kept', 'rollback')}
     assert revised['kept'] / sum(revised.values()) == pytest.approx(metrics[f'{stage}_accept'])
     assert cells(rounds.split(f'<h3>{stage}</h3>')[1].split('<tr>')[2])[2] == str(count[1, 'critique'])
-  assert process.stages['answer'].outcomes[1, 'failed'] > 0
+  assert process.stages['answer'].outcomes[1, 'failed'] > 0 and (metrics['answer_again'] > 0) == (enough > 0)
   assert ('No judge scored' in rounds) == (accept == 'always') and ('<svg' in rounds) == (accept != 'always')
 
 

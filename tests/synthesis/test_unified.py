@@ -148,15 +148,6 @@ def test_ratings_have_the_whole_and_each_step():
   assert all(0 < value < 5 for value in (*long.whole, *long.steps[1]))
 
 
-def test_tcc_of_texts_alone_is_tcc_of_the_answer():
-  texts = ('a red', 'the blue')
-  pictures = [part for i, t in enumerate(texts) for part in (Text(t), small_model.image(LAYOUT, i))]
-  alone, whole = answer(judge(), [rated(*map(Text, texts)), rated(*pictures)])
-  assert alone.whole[0] == pytest.approx(whole.whole[0], abs=1e-6)
-  assert alone.whole[1:] == (0.0, 0.0, 0.0)
-  assert [s[0] for s in alone.steps] == pytest.approx([s[0] for s in whole.steps], abs=1e-6)
-
-
 def test_an_answer_that_cannot_be_judged_has_no_rating():
   long = rated(Text('a red circle ' * 60), small_model.image(LAYOUT))
   four = rated(*[part for i in range(4) for part in (Text('a'), small_model.image(LAYOUT, i))])
