@@ -19,7 +19,7 @@ def config(**fields) -> ConfigDict:
       seed=3, data=dict(steps=(1, 2)), decode=dict(max_images=3), report=dict(conversations=2),
       synthesize=dict(
           conversations=20, window=8, in_flight=6, unrefined=True, rounds=dict(question=1, answer=1, image=2), accept='gated',
-          enough=4.5, history_pictures=False, rate_finished=True, turns=(1, 2), word_limits=dict(question=50, caption=65),
+          enough=3.0, history_pictures=False, rate_finished=True, turns=(1, 2), word_limits=dict(question=50, caption=65),
           retries=1, topics='', templates='', duplicate_similarity=1.0, rows=8, rooms=dict(prompts=(96,)), shard_records=8,
           endpoints=dict(images=dict(url=''))) | fields))
 
