@@ -45,13 +45,12 @@ from intersyn_jax.judge.views import ICC, IQ, ITS, TCC
 
 TRAIN, TEST = 'train', 'test'
 
-MARKS = {'told': (TCC,), 'claimed': (TCC, ITS), 'shown': (ICC, ITS), 'filled': (ICC, ITS), 'contradicted': (ITS,),
-         'named': (ITS,)}
+MARKS = {'told': (TCC,), 'claimed': (TCC, ITS), 'denied': (ITS,), 'shown': (ICC, ITS), 'filled': (ICC, ITS)}
 """What is marked in answers, and the views that can know it.
 
 Texts, where the words of a fact end: `told`, the fact is not what the question asks for; `claimed`, the picture should show
-it. Places of pictures: `shown`, another tile than in the gold answer's picture of that step; `filled`, an object;
-`contradicted`, not what the step's text says of the place; `named`, an object that the step's text names.
+it, and `denied`, it does not. Places of pictures: `shown`, another tile than in the gold answer's picture of that step; `filled`,
+an object.
 """
 
 _TEST_ROWS = 1_000_000
@@ -74,7 +73,6 @@ class Generator:
     codes: which code damage the answer's pictures get, '' for none; each picture is hit with probability a half.
     share: of the places that random codes hit, drawn from between these.
     policy: answers come from this sampler instead.
-    retold: how many texts are told anew about each picture of its training rows (`RETOLD`).
   """
 
   train: float
@@ -84,7 +82,6 @@ class Generator:
   codes: tuple[str, ...] = ()
   share: tuple[float, float] = (0.05, 0.4)
   policy: str = ''
-  retold: int = 0
 
   @property
   def held_out(self) -> bool:
@@ -95,7 +92,7 @@ GENERATORS: dict[str, Generator] = {
     'gold': Generator(0.12, 0.1),
     'flaws': Generator(0.42, 0.15, flaws=(1, 1, 1, 2)),
     'codes': Generator(0.2, 0.1, flaws=(0, 0, 1), codes=('random_codes', 'half_object_codes')),
-    'sampled': Generator(0.26, 0.15, policy='sampled', retold=4),
+    'sampled': Generator(0.26, 0.15, policy='sampled'),
     'three_flaws': Generator(0.0, 0.15, flaws=(3,)),
     'codes_and_flaws': Generator(0.0, 0.1, flaws=(2,), codes=('random_codes',), share=(0.4, 0.6)),
     'later_policy': Generator(0.0, 0.15, policy='later_policy'),
@@ -106,7 +103,8 @@ GENERATORS: dict[str, Generator] = {
 
 RETOLD = 'retold'
 """The generator of rows that teach ITS alone: one picture and a text that was told anew about it, with no question. What an early
-policy says and what it draws go wrong together; a judge that has not seen the one without the other need not compare them."""
+policy says and what it draws go wrong together; a judge that has not seen the one without the other need not compare them. It
+takes many of them to bring words and codes together, and they cost next to nothing."""
 
 Sampler = Callable[[Sequence[Conversation]], Sequence[TokenBatch]]
 """Conversations in, their questions answered by a policy out: one document [T] each (padding allowed)."""
@@ -123,7 +121,7 @@ class Labelled:
       votes.
     votes: float32[N,A,4], what each of A annotators says of the whole, NaN for none.
     steps: float32[N,S,4], labels where there is one, else NaN.
-    marks: float32[T,4] of each document in the order of MARKS, what only training uses: 1 where it is so, 0 where not, NaN
+    marks: float32[T,M] of each document in the order of MARKS, what only training uses: 1 where it is so, 0 where not, NaN
       where nobody says.
     expected: int32[T,D] of each document: at the places of the answer's pictures the codes of the gold answer's picture of that
       step, else -1. What should have stood there; only training uses it.
@@ -167,6 +165,7 @@ class Corpus:
     longest: positions of a document; longer ones are left out.
     annotators, disagreement: how many made-up annotators vote on each answer, and the standard deviation of their errors
       (`annotators.simulate`).
+    retold: how many texts are told anew about each picture of a training row (`RETOLD`).
   """
 
   layout: Layout
@@ -184,6 +183,7 @@ class Corpus:
   longest: int = 320
   annotators: int = 3
   disagreement: float = 0.3
+  retold: int = 3
 
   def build(self, side: str, count: int) -> Labelled:
     """About `count` rows of one side, TRAIN or TEST; deterministic, and the sides share no topic."""
@@ -207,9 +207,14 @@ class Corpus:
     return _label(self, fitting, readings, _TEST_ROWS if side == TEST else 0)
 
 
-def answers(rows: Labelled) -> Labelled:
-  """The rows that are answers to a question, without texts told anew."""
-  return rows.take([i for i, generator in enumerate(rows.generators) if generator != RETOLD])
+def answers(rows: Labelled, retold: float = 0.0) -> Labelled:
+  """The rows that are answers to a question, and of the texts told anew this share."""
+  kept, seen = [], 0
+  for row, generator in enumerate(rows.generators):
+    seen += generator == RETOLD
+    if generator != RETOLD or int(seen * retold) > int((seen - 1) * retold):
+      kept.append(row)
+  return rows.take(kept)
 
 
 def unseen(test: Labelled, train: Labelled) -> Labelled:
@@ -340,6 +345,7 @@ def _answered(draft: _Draft, document: TokenBatch, layout: Layout) -> None:
   draft.in_steps = np.array_equal(again, np.asarray(document.text)[np.asarray(document.modality) > 0])
 
 
+_BLANK = Scene(0, ())
 Readings = Mapping[int, Reading]
 """What is seen in a picture, by the `id` of its Image."""
 
@@ -358,7 +364,7 @@ def _retold(corpus: Corpus, draft: _Draft, readings: Readings) -> list[_Draft]:
   """Rows with a text told anew about each picture of a draft's answer."""
   rows = []
   for image in images_of(draft.conversation.turns[-1].answer):
-    for _ in range(GENERATORS[draft.generator].retold):
+    for _ in range(corpus.retold):
       with contextlib.suppress(flaws.Unfit):
         text = Text(flaws.retold(readings[id(image)].scene, draft.rng))
         conversation = Conversation(f'{draft.conversation.id}-{RETOLD}-{len(rows)}', '', (Turn((), (text, image)),))
@@ -395,7 +401,7 @@ def _label(corpus: Corpus, drafts: Sequence[_Draft], readings: Readings, first: 
     _mark_places(draft, readings, mark, should)
     if draft.in_steps:
       _step_labels(turns[-1].answer, scored.steps, labels)
-      _mark_facts(draft, scored.asked, corpus.layout, mark)
+      _mark_facts(draft, scored.asked, seen, corpus.layout, mark)
     for values_of, value in ((kept, draft), (whole, values), (steps, labels), (marked, mark), (expected, should)):
       values_of.append(value)
   votes = annotators.simulate(np.stack(whole), corpus.annotators, corpus.disagreement, corpus.seed, first=first)
@@ -413,22 +419,16 @@ def _hash(value: bytes) -> str:
 def _mark_places(draft: _Draft, readings: Readings, out: np.ndarray, expected: np.ndarray) -> None:
   """Marks the places of the last answer's pictures, and writes down what should have stood there."""
   steps = steps_of(draft.conversation.turns[-1].answer)
-  pictures = [(step, text, image) for step, (text, image) in enumerate(steps) if image is not None]
+  pictures = [(step, image) for step, (_, image) in enumerate(steps) if image is not None]
   at = np.flatnonzero(np.asarray(draft.document.modality) == CODES)
-  places = len(pictures[0][2].codes) if pictures else 1
-  shown, filled, contradicted, named = (list(MARKS).index(name) for name in ('shown', 'filled', 'contradicted', 'named'))
-  for (step, text, image), where in zip(pictures, at.reshape(-1, places)[-len(pictures):] if pictures else (), strict=True):
+  places = len(pictures[0][1].codes) if pictures else 1
+  shown, filled = (list(MARKS).index(name) for name in ('shown', 'filled'))
+  for (step, image), where in zip(pictures, at.reshape(-1, places)[-len(pictures):] if pictures else (), strict=True):
     view = readings[id(image)].scene
     out[where, filled] = _at_places(_tiles(view) >= 0, places)
     if step < len(draft.gold):
       expected[where] = draft.gold[step].codes
       out[where, shown] = _at_places(_tiles(view) != _tiles(readings[id(draft.gold[step])].scene), places)
-    if text is not None:
-      text = language.normalise(text)
-      names = marks.named(text)
-      out[where, contradicted] = _at_places(marks.contradictions(text, view), places)
-      out[where, named] = _at_places(np.array([(item := view.at(cell)) is not None and item.name in names
-                                               for cell in range(CELLS)]), places)
 
 
 def _tiles(view: Scene) -> np.ndarray:
@@ -446,9 +446,9 @@ def _at_places(cells: np.ndarray, places: int) -> np.ndarray:
   return cells[(at[:, None] * SIDE + at[None, :]).reshape(-1)]
 
 
-def _mark_facts(draft: _Draft, asked: Sequence[Asked], layout: Layout, out: np.ndarray) -> None:
-  """Marks the facts of the texts where their last token stands. Texts that are not written as `encode` writes them (a policy
-  may spell a word in other pieces) stay without marks."""
+def _mark_facts(draft: _Draft, asked: Sequence[Asked], seen: Sequence[Reading | None], layout: Layout, out: np.ndarray) -> None:
+  """Marks the facts of the texts where their last token stands; `seen` is what the picture of each step shows. Texts that are not
+  written as `encode` writes them (a policy may spell a word in other pieces) stay without marks."""
   document, runs = draft.document, []
   begin = answer_begins(document, int(np.max(document.turn)))
   plain = (np.asarray(document.modality) == TEXT) & ~np.asarray(document.forced)
@@ -460,15 +460,18 @@ def _mark_facts(draft: _Draft, asked: Sequence[Asked], layout: Layout, out: np.n
   steps = [(step, text) for step, (text, _) in enumerate(steps_of(draft.conversation.turns[-1].answer)) if text is not None]
   if len(runs) != len(steps):
     return
-  told, claimed = (list(MARKS).index(name) for name in ('told', 'claimed'))
+  told, claimed, denied = (list(MARKS).index(name) for name in ('told', 'claimed', 'denied'))
   for run, (step, text) in zip(runs, steps, strict=True):
     ends = layout.tokenizer.ends(text, document.text[run])
     if ends is None or language.normalise(text) != text:
       continue
     at = lambda end, run=run, ends=ends: run[int(np.searchsorted(ends, end))]
     out[run, claimed] = 0
-    for end in marks.claims(text):
+    reading = seen[step]
+    for end, holds in marks.statements(text, _BLANK if reading is None else reading.scene):
       out[at(end), claimed] = 1
+      if reading is not None:
+        out[at(end), denied] = not holds
     for end, wrong in marks.facts(text, asked[step]) if step < len(asked) else ():
       out[at(end), told] = wrong
 

@@ -27,25 +27,28 @@ from intersyn_jax.judge.views import IQ, View, Views, Widths
 from intersyn_jax.models import lora
 from intersyn_jax.models.definition import Definition, Params, constant, normal, param
 from intersyn_jax.models.trunk import Trunk, project, same_document
-from intersyn_jax.models.unified import Backbone, ModelConfig, by_chunks
+from intersyn_jax.models.unified import Backbone, ModelConfig, by_chunks, places_of
 
 TOP = 5
 """K: the highest score, and how many cumulative questions there are."""
 
-MARKS = 6
+MARKS = 5
 """M: how many kinds of marks there are (`labelled.MARKS`)."""
+
+CLAIMED, DENIED = 1, 2
+"""The kinds of marks that `Judge.matches` tells."""
 
 COUNTED = 4
 """Up to which number what is marked is counted one by one (`counts`)."""
 
-REACH, MATCH = 4, 96
-"""How many words a match reads at once (colour and shape; what something turned into), and its width."""
+REACH, AHEAD, MATCH = 10, 4, 96
+"""How many words a match reads, up to the one where it stands and after it ("the red circle", "... is gone"), and its width."""
+
+NOTHING = -30.0
+"""Logit of a mark where there can be none."""
 
 MATCHED = 256
 """Positions that are matched at once."""
-
-NAMED = 5
-"""The kind of mark that `Judge.matches` tells."""
 
 GAP = 1.0
 """Where the distance of neighbouring logits starts (before softplus)."""
@@ -71,12 +74,11 @@ class Judge(nnx.Module):
   The backbone is the policy's: its hidden state at a position says what it expects next. The comparison multiplies that
   with what really stands next, through tables that start as the policy's own output heads, so that a sum over channels
   is the logit of what was written; in training they also learn to say what should have been (`Labelled.expected`). From there
-  one more head marks positions (`labelled.MARKS`): facts of a text that are not
-  asked for, places of a picture that are not as they should be. Labelled answers know of them, and so many labels an answer
-  teach binding of objects to places and names that a few scores do not. What a place shows is lost in the policy's states,
-  which tell what comes next, so that words and codes are matched by tables of their own (`matches`). How much is marked is
-  counted, which attention, a mean, does badly. The reader, layers of the judge's own, gathers all this up to where a score
-  is read.
+  one more head marks positions (`labelled.MARKS`): facts of a text that are not asked for, or not shown, and places of a picture
+  that are not as they should be. Labelled answers know of them, and so many labels an answer teach binding of objects to places
+  and names that a few scores do not. What a place shows is lost in the policy's states, which tell what comes next, so that what
+  a text claims of its picture is looked up there by embeddings of the judge's own (`matches`). How much is marked is counted,
+  which attention, a mean, does badly. The reader, layers of the judge's own, gathers all this up to where a score is read.
   """
 
   def __init__(self, config: ModelConfig, reader: int, rngs: nnx.Rngs):
@@ -86,12 +88,16 @@ class Judge(nnx.Module):
     self.expected_code_embedding = param(rngs, (config.codebook, d), ('codes', 'embed'), normal(0.02))
     self.compare_kernel = param(rngs, (d, d), ('embed', 'mlp'), normal(0.02))
     self.compare_scale = param(rngs, (d,), ('width',), normal(0.1))
+    self.match_word_embedding = param(rngs, (config.vocabulary, MATCH), ('vocab', 'width'), normal(0.3))
+    self.match_distance_embedding = param(
+        rngs, (REACH + AHEAD, MATCH, MATCH + 3), ('places', 'width', None), normal(MATCH ** -0.5))
     self.match_code_embedding = param(rngs, (config.codebook, MATCH), ('codes', 'width'), normal(0.3))
-    self.match_word_embedding = param(rngs, (REACH, config.vocabulary, MATCH), ('places', 'vocab', 'width'), normal(0.3))
-    self.match_bias = param(rngs, (1,), ('width',), constant(-3.0))
+    self.match_place_embedding = param(rngs, (config.places, MATCH), ('places', 'width'), normal(0.3))
+    self.match_object_embedding = param(rngs, (config.codebook,), ('codes',), normal(1.0))
+    self.match_count_embedding = param(rngs, (2 + COUNTED, MATCH), ('width', None), normal(0.3))
     self.mark_head = param(rngs, (d, MARKS), ('embed', 'width'), normal(0.02))
     self.mark_embedding = param(rngs, (MARKS, d), ('width', 'embed'), normal(0.1))
-    self.sum_embedding = param(rngs, (4 * MARKS * (1 + COUNTED), d), ('width', 'embed'), normal(0.1))
+    self.sum_embedding = param(rngs, ((4 * MARKS + 1) * (1 + COUNTED), d), ('width', 'embed'), normal(0.1))
     self.reader = Trunk(dataclasses.replace(config.trunk, layers=reader, lora_rank=0), rngs)
     self.score_head = param(rngs, (d, n * TOP), ('embed', 'width'), normal(0.02))
     self.score_bias = param(rngs, (n * TOP,), ('width',), constant(0.0))
@@ -106,31 +112,52 @@ class Judge(nnx.Module):
     product = jnp.where((batch.position > 0)[..., None], before * written, 0)
     fit = jnp.sum(product, axis=-1, keepdims=True) * self.compare_scale[...].astype(dtype)
     x = hidden + project(product, self.compare_kernel) + fit
-    marks = (x @ self.mark_head[...].astype(dtype)).astype(jnp.float32).at[..., NAMED].add(self.matches(batch))
+    marks = (x @ self.mark_head[...].astype(dtype)).astype(jnp.float32)
+    marks = marks.at[..., CLAIMED:DENIED + 1].add(self.matches(batch))
     marked = jax.nn.sigmoid(marks)
+    marked = marked.at[..., DENIED].multiply(marked[..., CLAIMED])
     x = x + marked.astype(dtype) @ self.mark_embedding[...].astype(dtype)
-    x = x + counts(sums(batch, marked)).astype(dtype) @ self.sum_embedding[...].astype(dtype)
+    total = sums(batch, marked)
+    said = total[..., -MARKS:]
+    share = COUNTED * said[..., DENIED] / jnp.maximum(said[..., CLAIMED], 0.5)
+    total = jnp.concatenate([total, share[..., None]], axis=-1)
+    x = x + counts(total).astype(dtype) @ self.sum_embedding[...].astype(dtype)
     return Reading(self.reader(x, batch.position, same_document(batch.document)), marks, before)
 
   def matches(self, batch: TokenBatch) -> jax.Array:
-    """Logit float32[B,T] that the words of a step before its picture name what each place shows, 0 elsewhere: the best fit of any
-    of them (late interaction, Khattab and Zaharia 2020)."""
-    t = jnp.arange(batch.text.shape[1])
+    """Logits float32[B,T,2] that the words around each position claim something of their step's picture (CLAIMED), and that the
+    picture does not show it (DENIED); NOTHING where no word of a step stands, and where its step has no picture.
+
+    The words, each through the kernel of its distance, ask for codes at places, or for a number of objects; the best fit among
+    all places of the picture answers (late interaction, Khattab and Zaharia 2020).
+    """
     word = (batch.modality == TEXT) & ~batch.forced & (batch.step >= 0)
-    tables = self.match_word_embedding[...]
-    back = lambda a, i: jnp.pad(a, ((0, 0), (i, 0), *[(0, 0)] * (a.ndim - 2)), constant_values=-1)[:, :len(t)]
-    mine = lambda i: ((batch.position >= i) & (back(batch.step, i) == batch.step))[..., None]
-    words = sum(jnp.where(mine(i), back(tables[i][batch.text], i), 0) for i in range(REACH))
-    shown = jnp.sum(self.match_code_embedding[...][batch.codes], axis=-2)
+    picture = (batch.modality == CODES) & (batch.step >= 0)
+    near = lambda a, i: jnp.pad(a, ((0, 0), (max(-i, 0), max(i, 0)), *[(0, 0)] * (a.ndim - 2)))[:, max(i, 0):][:, :a.shape[1]]
+    same = lambda i: near(word, i) & (near(batch.step, i) == batch.step) & (near(batch.document, i) == batch.document)
+    words, distances = self.match_word_embedding[...][batch.text], range(1 - REACH, 1 + AHEAD)
+    asked = sum(jnp.where(same(i)[..., None], near(words, i), 0.0) @ kernel
+                for i, kernel in zip(distances, self.match_distance_embedding[...], strict=True)).astype(jnp.float32)
+    asked, (gate, bias, claimed) = asked[..., :MATCH], jnp.moveaxis(asked[..., MATCH:], -1, 0)
+    place = self.match_place_embedding[...][jnp.clip(places_of(batch.modality), 0, len(self.match_place_embedding) - 1)]
+    shown = jnp.sum(self.match_code_embedding[...][batch.codes], axis=-2) + place
+    filled = jax.nn.sigmoid(jnp.sum(self.match_object_embedding[...][batch.codes], axis=-1))
 
-    def best(piece: tuple[jax.Array, ...]) -> jax.Array:
-      shown, step, begin, end = (a[..., None] if a.ndim < 3 else a for a in piece)
-      fit = jnp.einsum('btm,bsm->bts', shown, words, preferred_element_type=jnp.float32) * MATCH ** -0.5
-      seen = word[:, None] & (batch.step[:, None] == step) & (t >= begin) & (t < end)
-      return jnp.maximum(jax.nn.logsumexp(jnp.where(seen, fit, -1e9), axis=-1), -30.0)
+    def best(piece: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+      """How well what is asked for fits anything there, and whether there is a picture."""
+      asked, step, document = piece
+      seen = picture[:, None] & (batch.step[:, None] == step[..., None]) & (batch.document[:, None] == document[..., None])
+      number = jnp.sum(jnp.where(seen, filled[:, None], 0.0), axis=-1, keepdims=True)
+      number = jnp.concatenate([jnp.ones_like(number), jnp.clip(number - jnp.arange(1 + COUNTED), 0.0, 1.0)], axis=-1)
+      fit = jnp.einsum('btm,bsm->bts', asked, shown, preferred_element_type=jnp.float32)
+      counted = jnp.sum(asked * (number @ self.match_count_embedding[...]), axis=-1, keepdims=True)
+      fit = jnp.concatenate([jnp.where(seen, fit * MATCH ** -0.5, -1e9), counted * MATCH ** -0.5], axis=-1)
+      return jax.nn.logsumexp(fit, axis=-1), jnp.any(seen, axis=-1)
 
-    found = by_chunks(best, (shown, batch.step, t - batch.position, jnp.broadcast_to(t, word.shape)), MATCHED)
-    return jnp.where(batch.modality == CODES, found + self.match_bias[...].astype(jnp.float32), 0.0)
+    found, there = by_chunks(best, (asked, batch.step, batch.document), MATCHED)
+    denied = bias - (1 + 0.1 * gate) * (found - 3.0)
+    known = jnp.stack([word, word & there], axis=-1)
+    return jnp.where(known, jnp.stack([claimed - 3.0, denied], axis=-1), NOTHING)
 
   def expected(self, before: jax.Array) -> jax.Array:
     """Logits float32[...,C] of the code that should stand next, of states [...,d] right before it."""

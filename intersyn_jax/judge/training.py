@@ -24,7 +24,7 @@ from intersyn_jax.interleave.layout import FILL, TokenBatch, stack
 from intersyn_jax.interleave.types import DIMENSIONS
 from intersyn_jax.judge import annotators
 from intersyn_jax.judge.labelled import MARKS, Labelled
-from intersyn_jax.judge.model import NAMED, SynJudge, cross_entropy
+from intersyn_jax.judge.model import CLAIMED, DENIED, SynJudge, cross_entropy
 from intersyn_jax.judge.views import ICC, IQ, ITS
 from intersyn_jax.models.definition import Definition, Params
 
@@ -60,15 +60,18 @@ class Examples:
 
 
 def examples(judge: SynJudge, labelled: Labelled) -> Examples:
-  """Cuts the views of all answers and keeps those that a label belongs to; of the whole that is the mean of the votes."""
-  width = max(len(d.text) for d in labelled.documents)
+  """Cuts the views of all answers, short ones first, and keeps those with a label; that of the whole is the mean vote."""
+  lengths = np.array([len(d.text) for d in labelled.documents])
+  order, cuts = np.argsort(lengths, kind='stable'), {}
   votes = annotators.mean(labelled.votes)
-  cut = jax.jit(judge.cut)
   parts: list[list[np.ndarray]] = [[] for _ in range(11)]
   s = judge.max_steps
   for first in range(0, len(labelled), _CUT):
-    chunk = [min(i, len(labelled) - 1) for i in range(first, first + _CUT)]
-    seen = jax.device_get(cut(stack([labelled.documents[i] for i in chunk], width)))
+    chunk = [order[min(i, len(order) - 1)] for i in range(first, first + _CUT)]
+    width = -(-int(lengths[chunk].max()) // 64) * 64
+    if width not in cuts:
+      cuts[width] = jax.jit(judge.narrow(width).cut)
+    seen = jax.device_get(cuts[width](stack([labelled.documents[i] for i in chunk], width)))
     real = np.arange(_CUT) < len(labelled) - first
     whole, steps = votes[chunk], labelled.steps[chunk]
     for dimension, name in enumerate(DIMENSIONS):
@@ -84,6 +87,8 @@ def examples(judge: SynJudge, labelled: Labelled) -> Examples:
         labels = np.concatenate([step_labels, whole[:, dimension, None]], axis=1)
         places = np.concatenate([np.maximum(view.ends, 0), view.end[:, None]], axis=1)
       used &= np.isfinite(labels).any(axis=1)
+      if not used.any():
+        continue
       filled = (view.tokens.document > 0) & used[:, None]
       marks = _marks([labelled.marks[i] for i in chunk], view.source, dimension)
       expected = _expected([labelled.expected[i] for i in chunk], view.source, dimension)
@@ -234,22 +239,26 @@ def loss_of(definition: Definition) -> Callable[[Params, Batch, jax.Array], dict
   return loss
 
 
-UNALIGNED = (r'^(?!match_)',)
-"""`OptimizerConfig.frozen` of what `align_loss_of` does not reach."""
+ALIGNED = ('claimed', 'denied')
+"""Marks that `Judge.matches` tells."""
+
+MATCHES, OTHERS = r'^match_', r'^(?!match_)'
+"""`OptimizerConfig.frozen` of the parameters of `Judge.matches`, and of all others."""
 
 
 def align_loss_of(definition: Definition) -> Callable[[Params, Batch, jax.Array], dict[str, tuple[jax.Array, jax.Array]]]:
-  """Loss as `loss_of` gives, of `Judge.matches` alone: whether the words before a picture name what stands at each place.
+  """Losses as `loss_of` gives, of `Judge.matches` alone: whether words claim something of the picture (`claimed`), and whether it
+  does not show it (`denied`).
 
-  Words and codes are brought together by many examples, and none of the layers: a step costs a hundredth of one of the whole
-  judge, which afterwards needs to learn only what follows from a match.
+  Words and codes are brought together by many examples, and none of the layers: a step costs a small part of one of the whole
+  judge, which afterwards needs to learn only what follows from what is denied.
   """
   def loss(params: Params, batch: Batch, key: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
     del key
-    logits, label = definition.bind(params).matches(batch.tokens), batch.marks[..., NAMED]
+    logits, label = definition.bind(params).matches(batch.tokens), batch.marks[..., CLAIMED:DENIED + 1]
     known = jnp.isfinite(label)
-    cost = jax.nn.softplus(logits) - jnp.where(known, label, 0.0) * logits
-    return {'loss': (jnp.sum(jnp.where(known, cost, 0.0)), jnp.sum(known).astype(jnp.float32))}
+    cost = jnp.where(known, jax.nn.softplus(logits) - jnp.where(known, label, 0.0) * logits, 0.0)
+    return {name: (jnp.sum(cost[..., i]), jnp.sum(known[..., i]).astype(jnp.float32)) for i, name in enumerate(ALIGNED)}
 
   return loss
 

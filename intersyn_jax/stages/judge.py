@@ -55,6 +55,9 @@ BASELINES = ('mean', 'likelihood', 'clip', 'without_images', 'without_text', 'en
 SCATTER = 400
 """Points that the report draws."""
 
+RETOLD = 1 / 3
+"""Share of the texts told anew that the whole judge learns from: enough to learn what follows from a mark, which most are for."""
+
 FIRST_GOLD = 90_000_000
 """Number of the first story of the adversarial and the sanity tests: no shard and no labelled row has it."""
 
@@ -77,8 +80,8 @@ def run(run: Run) -> dict[str, Any]:
   rows = _rated(run, parts) if section.source else _written(run, parts)
   labelled.check_leaks(rows.train, rows.test)
   judge = SynJudge.of(parts.model_config, parts.layout, section)
-  lesson = _lesson(run, judge, rows.train, range(len(DIMENSIONS)))
-  params = _train(run, parts, judge, policy, lesson, section.steps)
+  lesson = _lesson(run, judge, labelled.answers(rows.train, RETOLD), range(len(DIMENSIONS)))
+  params = _train(run, parts, judge, policy, lesson, section.steps, told=rows.train)
   cost = lesson.cost
   del lesson  # of the size of the data
   judge = _calibrated(run, judge, params, rows.aside)
@@ -98,7 +101,7 @@ def _written(run: Run, parts: Parts) -> Rows:
   corpus = Corpus(
       parts.layout, parts.encode, parts.decode, samplers, pixels=data.pixels, jitter=data.jitter, objects=data.objects,
       steps=data.steps, turns=data.turns, seed=run.config.seed, max_steps=section.max_steps, held_out=section.held_out,
-      annotators=section.annotators, disagreement=section.disagreement)
+      annotators=section.annotators, disagreement=section.disagreement, retold=section.retold)
   run.say('judge: writing labelled answers')
   train, test = corpus.build(TRAIN, section.answers), corpus.build(TEST, section.test_answers)
   return Rows(*_aside(train, section.aside, run.config.seed), labelled.unseen(test, train), [])
@@ -171,8 +174,10 @@ def _lesson(run: Run, judge: SynJudge, train: Labelled, dimensions: Sequence[int
   return Lesson(data, chance, sum(shares) * float(chance @ data.length))
 
 
-def _train(run: Run, parts: Parts, judge: SynJudge, policy: Params, lesson: Lesson, steps: int, name: str = '') -> Params:
-  """Trains the judge, or the blinded one of this name."""
+def _train(run: Run, parts: Parts, judge: SynJudge, policy: Params, lesson: Lesson, steps: int, name: str = '',
+           told: Labelled | None = None) -> Params:
+  """Trains the judge, or the blinded one of this name. Where rows `told` have marks, they first bring words and codes together,
+  which then stay as they are."""
   section, (data, chance, _) = run.config.judge, lesson
   sharding.check_rows(parts.mesh, section.rows, 'judge.rows')
   batch = training.batches(data, chance, rows=section.rows, length=section.row_length, seed=run.config.seed)
@@ -182,10 +187,12 @@ def _train(run: Run, parts: Parts, judge: SynJudge, policy: Params, lesson: Less
   params = prior(model.init_from(policy, fresh))
   place = f'judge/{name}' if name else 'judge'
   saved = checkpoints.Checkpoints(run.directory(place) / 'checkpoints', identity=run.config_hash('judge'))
-  if not name and saved.latest() is None:
-    params = _aligned(run, parts, judge, params, data)
   settings = OptimizerConfig(**section.optimizer)
   settings = dataclasses.replace(settings, frozen=(*settings.frozen, *lora.frozen_patterns(section.mode)))
+  if told is not None and section.align.steps and any(np.isfinite(marks[:, model.DENIED]).any() for marks in told.marks):
+    settings = dataclasses.replace(settings, frozen=(*settings.frozen, training.MATCHES))
+    if saved.latest() is None:
+      params = _aligned(run, parts, judge, params, told)
   optimizer = make_optimizer(settings, steps)
   weights = {'loss': 1.0, 'expected': section.expected_weight} | {f'marks.{name}': section.mark_weight for name in labelled.MARKS}
   step = loop.make_step(training.loss_of(judge.definition), optimizer, weights=weights)
@@ -198,19 +205,19 @@ def _train(run: Run, parts: Parts, judge: SynJudge, policy: Params, lesson: Less
   return state['params']
 
 
-def _aligned(run: Run, parts: Parts, judge: SynJudge, params: Params, data: training.Examples) -> Params:
-  """The parameters whose words and codes are brought together; as they are where no answer has marks."""
+def _aligned(run: Run, parts: Parts, judge: SynJudge, params: Params, told: Labelled) -> Params:
+  """The parameters after words and codes were brought together."""
   section, steps = run.config.judge, run.config.judge.align.steps
-  if not steps or not np.isfinite(data.marks[:, model.NAMED]).any():
-    return params
   sharding.check_rows(parts.mesh, section.align.rows, 'judge.align.rows')
-  chance = training.chances(data, [float(i == ITS) for i in range(len(DIMENSIONS))], section.balance)
+  data, _ = training.fitting(training.examples(judge, told), section.row_length)
+  chance = training.chances(data, [float(i == ITS) for i in range(len(DIMENSIONS))], 0.0)
   batch = training.batches(data, chance, rows=section.align.rows, length=section.row_length, seed=run.config.seed)
   optimizer = make_optimizer(OptimizerConfig(
-      learning_rate=section.align.learning_rate, schedule='linear', floor=0.1, clip=0.0, b2=0.999,
-      frozen=training.UNALIGNED), steps)
+      learning_rate=section.align.learning_rate, schedule='linear', floor=0.05, clip=0.0, b2=0.999,
+      frozen=(training.OTHERS,)), steps)
+  step = loop.make_step(training.align_loss_of(judge.definition), optimizer, weights=dict.fromkeys(training.ALIGNED, 1.0))
   state, _ = loop.fit(
-      loop.make_step(training.align_loss_of(judge.definition), optimizer), loop.init_state(params, optimizer),
+      step, loop.init_state(params, optimizer),
       loop.Indexed(batch, parts.mesh), steps=steps, seed=run.config.seed, metrics_every=section.log_every,
       progress=run.progress('judge', steps, 0, label='align'), batch_sharding=sharding.rows(parts.mesh))
   return state['params']
@@ -299,7 +306,7 @@ def _baselines(run: Run, parts: Parts, judge: SynJudge, policy: Params, rows: Ro
   for name, hide in (('without_images', blinded.IMAGES), ('without_text', blinded.TEXTS)):
     if name in section.baselines:
       blind = blinded.BlindJudge.like(judge, hide)
-      less = _lesson(run, blind, rows.train, blinded.TOUCHED[hide])
+      less = _lesson(run, blind, labelled.answers(rows.train, RETOLD), blinded.TOUCHED[hide])
       # As many answers as the judge saw, in so many fewer steps as what is left of their views is shorter.
       steps = max(1, math.ceil(section.steps * less.cost / cost))
       params = _train(run, parts, blind, policy, less, steps, name)

@@ -9,7 +9,7 @@ import pytest
 
 from intersyn_jax.errors import UserError
 from intersyn_jax.interleave import layout
-from intersyn_jax.interleave.types import Conversation, Text, Turn
+from intersyn_jax.interleave.types import Conversation, Image, Text, Turn
 from intersyn_jax.judge import model
 from intersyn_jax.judge.views import Widths
 from intersyn_jax.models.trunk import TrunkConfig
@@ -157,26 +157,64 @@ def test_counts_tell_whole_numbers_apart():
   np.testing.assert_allclose(found, [[0, 0, 0, 0, 0], [np.log(3.5), 1, 1, 0.5, 0]], atol=1e-6)
 
 
-def test_matches_are_of_the_words_of_the_same_step(judge):
-  """A change of a question, of another step or of what follows changes nothing; a change of the step's own words does."""
+def test_matches_are_of_words_and_picture_of_the_same_step(judge):
+  """A change of a question, of another step's words or picture changes nothing; one of the step's own does."""
   bound, params = judge
   module = bound.definition.bind(params)
   plain = small.plain()
 
-  def matches(question, *texts):
-    segments = tuple(s for i, text in enumerate(texts) for s in (Text(text), small.image(plain, i)))
+  def matches(question, *steps):
+    segments = tuple(s for text, picture in steps for s in (Text(text), *([small.image(plain, picture)] if picture >= 0 else [])))
     batch = layout.stack([layout.tokenise(Conversation('c', 't', (Turn((Text(question),), segments),)), bound.layout)], 96)
-    view = bound.cut(batch).its.tokens
-    found, codes = np.asarray(module.matches(view))[0], np.asarray(view.modality)[0] == layout.CODES
-    assert not found[~codes].any()
-    return found[codes].reshape(len(texts), -1)
+    view = jax.tree.map(lambda a: np.asarray(a)[0], bound.cut(batch).its.tokens)
+    found = np.asarray(module.matches(jax.tree.map(lambda a: a[None], view)))[0]
+    word = (view.modality == layout.TEXT) & ~view.forced & (view.step >= 0)
+    assert (found[~word] == model.NOTHING).all()
+    return [found[word & (view.step == step)] for step in range(len(steps))]
 
-  base = matches('the blue square', 'a red circle', 'move')
-  np.testing.assert_allclose(matches('a red circle', 'a red circle', 'move'), base, atol=1e-5)
-  other = matches('the blue square', 'a red circle', 'blue')
-  np.testing.assert_allclose(other[0], base[0], atol=1e-5)
-  assert np.abs(other[1] - base[1]).max() > 1e-3
-  assert np.abs(matches('the blue square', 'a blue circle', 'move')[0] - base[0]).max() > 1e-3
+  base = matches('the blue square', ('a red circle', 0), ('move', 1))
+  for same in (matches('a red circle', ('a red circle', 0), ('move', 1)),
+               matches('the blue square', ('a red circle', 0), ('blue', 2))):
+    np.testing.assert_allclose(same[0], base[0], atol=1e-4)
+  claimed, denied = np.moveaxis(np.abs(matches('the blue square', ('a red circle', 2), ('move', 1))[0] - base[0]), -1, 0)
+  assert claimed.max() < 1e-4 and denied.min() > 1e-3
+  claimed, denied = np.moveaxis(np.abs(matches('the blue square', ('a blue circle', 0), ('move', 1))[0] - base[0]), -1, 0)
+  assert claimed.max() > 1e-3 and denied.max() > 1e-3
+  alone, = matches('the blue square', ('a red circle', -1))
+  assert (alone[:, 1] == model.NOTHING).all() and (alone[:, 0] > model.NOTHING).all()
+
+
+def test_what_is_matched_is_where_the_words_say(judge):
+  """One word is given the code and the place that it asks for, by hand: denied less where the code stands at that place, and not
+  anywhere else."""
+  bound, params = judge
+  plain = small.plain()
+  zero = {name: jnp.zeros_like(value) for name, value in params.items() if name.startswith('match_')}
+  shown = small.image(plain, 0)
+
+  def view_of(codes):
+    turn = Turn((Text('one'),), (Text('a red'), Image(codes=codes)))
+    return bound.cut(layout.stack([layout.tokenise(Conversation('c', 't', (turn,)), plain)], 48)).its.tokens
+
+  at = int(np.flatnonzero((np.asarray(view_of(shown.codes).step)[0] >= 0))[1])  # behind the tag
+  word = int(view_of(shown.codes).text[0, at])
+  place, code = 2, int(shown.codes[2, 0])
+  one = jnp.zeros(model.MATCH).at[0].set(20.0)
+  other = jnp.zeros(model.MATCH).at[1].set(20.0)
+  here = model.REACH - 1
+  made = zero | {
+      'match_word_embedding': zero['match_word_embedding'].at[word].set(one + other),
+      'match_distance_embedding': zero['match_distance_embedding'].at[here, :, :model.MATCH].set(jnp.eye(model.MATCH)),
+      'match_code_embedding': zero['match_code_embedding'].at[code].set(one),
+      'match_place_embedding': zero['match_place_embedding'].at[place].set(other)}
+  module = bound.definition.bind(params | made)
+
+  def denied(codes):
+    return float(module.matches(view_of(codes))[0, at, model.DENIED - model.CLAIMED])
+
+  moved = np.roll(shown.codes, 1, axis=0)
+  assert code not in np.delete(shown.codes, place, axis=0) and moved[place, 0] != code
+  assert denied(shown.codes) < denied(moved) - 10
 
 
 def test_matches_by_chunks_are_those_of_all_at_once(judge, monkeypatch):

@@ -1,20 +1,17 @@
-"""What is wrong where: labels for single facts of a text and single places of a picture, beside the scores of `score`.
+"""What is wrong where in a text: labels for its single facts, beside the scores of `score`.
 
-A fact of the text is wrong for TCC where it is not what the question asks to be told; the mark stands at the end of the
-fact's words, where a reader knows all of it. A place of the picture contradicts the text (ITS) where the text puts another
-object there, or puts the object that is there elsewhere, or of another size, or on another ground.
+A fact is wrong for TCC where it is not what the question asks to be told, and a statement about the picture for ITS where the
+picture does not bear it out. The mark stands at the end of the words, where a reader knows all of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
-
 from intersyn_jax.data.storyworld import language
 from intersyn_jax.data.storyworld.language import Telling, parse_telling
-from intersyn_jax.data.storyworld.score import Asked, extra_holds, right_facts, same_facts
-from intersyn_jax.data.storyworld.world import CELLS, GROUNDS, Name, Scene
+from intersyn_jax.data.storyworld.score import Asked, claims, extra_holds, has, right_facts, same_facts
+from intersyn_jax.data.storyworld.world import GROUNDS, Scene
 
 
 def facts(text: str, asked: Asked) -> list[tuple[int, bool]]:
@@ -25,57 +22,19 @@ def facts(text: str, asked: Asked) -> list[tuple[int, bool]]:
   return [*found, (len(text), told is None or told.kind != _kind(asked))]
 
 
-def claims(text: str) -> list[int]:
-  """Where the words of each statement of a normalised text about the picture end (`score.claims`)."""
+def statements(text: str, view: Scene) -> list[tuple[int, bool]]:
+  """Where the words of each statement of a normalised text about its picture end, and whether it holds of the picture's scene
+  (`score.its_of`)."""
   told = parse_telling(text)
   if told is None:
-    return [end for _, end in language.items_at(text)]
-  ends = []
-  for slot in _CLAIMED[told.kind]:
-    start, end = told.spans[slot]
-    ends += [stop for _, stop in language.items_at(text, start, end)] if slot == 'names' else [end]
-  return sorted(ends + [end for end, _ in _extras(told, text)])
-
-
-def named(text: str) -> set[Name]:
-  """The objects that a normalised text says the picture shows; what is repainted or reshaped by its new name."""
-  names = {item.name for item in language.items_in(text)}
-  told = parse_telling(text)
-  if told is not None and told.kind == 'recolour':
-    names = {(told.facts['new'], told.facts['shape'])}
-  if told is not None and told.kind == 'reshape':
-    names = {(told.facts['colour'], told.facts['new'])}
-  return names
-
-
-def contradictions(text: str, view: Scene) -> np.ndarray:
-  """bool[cells] of the picture's scene: the cells that contradict a normalised text, by what stands there, by its size, or by the
-  ground between the objects."""
-  out = np.zeros(CELLS, bool)
-  told, items = parse_telling(text), language.items_in(text)
-  kind, facts_ = (told.kind, told.facts) if told is not None else (None, {})
-  gone = facts_['name'] if kind == 'remove' else None
-  placed = {item.name: item.cell for item in items if item.cell is not None}
-  sized = {item.name: item.size for item in items if item.size is not None}
-  if 'to' in facts_:
-    placed[facts_['name']] = facts_['to']
-  if kind == 'resize':
-    sized[facts_['name']] = facts_['new']
-  grounds = {facts_['new']} if kind == 'reground' else {i for i, word in enumerate(GROUNDS) if f' on {word} ' in f' {text} '}
-  for name, cell in placed.items():
-    there = view.at(cell)
-    out[cell] |= there is None or there.name != name
-  for item in view.objects:
-    out[item.cell] |= (item.name == gone or placed.get(item.name, item.cell) != item.cell or
-                       sized.get(item.name, item.size) != item.size)
-  if grounds - {view.ground}:
-    out |= np.array([view.at(cell) is None for cell in range(CELLS)])
-  return out
-
-
-_CLAIMED = {kind: facts['both'] if kind != 'remove' else ('name', 'count') for kind, facts in language.FACTS.items()}
-_CLAIMED |= {'recolour': ('new',), 'reshape': ('new',)}
-"""The slots that `score.claims` looks up in the picture."""
+    found = [(end, has(view, item.name, item.cell, item.size)) for item, end in language.items_at(text)]
+    at = [f' {text} '.find(f' on {word} ') for word in GROUNDS]
+    found += [(start + len(f'on {word}'), view.ground == ground)
+              for ground, (word, start) in enumerate(zip(GROUNDS, at, strict=True)) if start >= 0]
+    return sorted(found)
+  names = (end for _, end in language.items_at(text, *told.spans['names'])) if 'names' in told.spans else iter(())
+  found = [(next(names) if slot == 'names' else told.spans[slot][1], holds) for slot, holds in claims(told, view)]
+  return sorted(found + [(end, extra_holds(extra, view)) for end, extra in _extras(told, text)])
 
 
 def _extras(told: Telling, text: str) -> Iterator[tuple[int, str]]:
