@@ -196,7 +196,7 @@ def test_what_is_matched_is_where_the_words_say(judge):
     turn = Turn((Text('one'),), (Text('a red'), Image(codes=codes)))
     return bound.cut(layout.stack([layout.tokenise(Conversation('c', 't', (turn,)), plain)], 48)).its.tokens
 
-  at = int(np.flatnonzero((np.asarray(view_of(shown.codes).step)[0] >= 0))[1])  # behind the tag
+  at = int(np.flatnonzero(np.asarray(view_of(shown.codes).step)[0] >= 0)[1])  # behind the tag
   word = int(view_of(shown.codes).text[0, at])
   place, code = 2, int(shown.codes[2, 0])
   one = jnp.zeros(model.MATCH).at[0].set(20.0)
