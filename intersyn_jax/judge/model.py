@@ -124,17 +124,29 @@ class Judge(nnx.Module):
     x = x + counts(total).astype(dtype) @ self.sum_embedding[...].astype(dtype)
     return Reading(self.reader(x, batch.position, same_document(batch.document)), marks, before)
 
-  def matches(self, batch: TokenBatch) -> jax.Array:
-    """Logits float32[B,T,2] that the words around each position claim something of their step's picture (CLAIMED), and that the
+  def matches(self, batch: TokenBatch, at: jax.Array | None = None) -> jax.Array:
+    """Logits float32[B,Q,2] that the words around each position claim something of their step's picture (CLAIMED), and that the
     picture does not show it (DENIED); NOTHING where no word of a step stands, and where its step has no picture.
 
     The words, each through the kernel of its distance, ask for codes at places, or for a number of objects; the best fit among
     all places of the picture answers (late interaction, Khattab and Zaharia 2020).
+
+    Args:
+      at: int32[B,Q], the positions; None are all T.
     """
     word = (batch.modality == TEXT) & ~batch.forced & (batch.step >= 0)
     picture = (batch.modality == CODES) & (batch.step >= 0)
-    near = lambda a, i: jnp.pad(a, ((0, 0), (max(-i, 0), max(i, 0)), *[(0, 0)] * (a.ndim - 2)))[:, max(i, 0):][:, :a.shape[1]]
-    same = lambda i: near(word, i) & (near(batch.step, i) == batch.step) & (near(batch.document, i) == batch.document)
+
+    def near(a: jax.Array, i: int) -> jax.Array:
+      """What stands i positions behind each, 0 beyond the row."""
+      a = jnp.pad(a, ((0, 0), (REACH, AHEAD), *[(0, 0)] * (a.ndim - 2)))
+      if at is None:
+        return a[:, REACH + i:a.shape[1] - AHEAD + i]
+      return jnp.take_along_axis(a, (at + REACH + i).reshape(*at.shape, *[1] * (a.ndim - 2)), axis=1)
+
+    here = near(word, 0)
+    step, document = near(batch.step, 0), near(batch.document, 0)
+    same = lambda i: near(word, i) & (near(batch.step, i) == step) & (near(batch.document, i) == document)
     words, distances = self.match_word_embedding[...][batch.text], range(1 - REACH, 1 + AHEAD)
     asked = sum(jnp.where(same(i)[..., None], near(words, i), 0.0) @ kernel
                 for i, kernel in zip(distances, self.match_distance_embedding[...], strict=True)).astype(jnp.float32)
@@ -154,9 +166,9 @@ class Judge(nnx.Module):
       fit = jnp.concatenate([jnp.where(seen, fit * MATCH ** -0.5, -1e9), counted * MATCH ** -0.5], axis=-1)
       return jax.nn.logsumexp(fit, axis=-1), jnp.any(seen, axis=-1)
 
-    found, there = by_chunks(best, (asked, batch.step, batch.document), MATCHED)
+    found, there = by_chunks(best, (asked, step, document), MATCHED)
     denied = bias - (1 + 0.1 * gate) * (found - 3.0)
-    known = jnp.stack([word, word & there], axis=-1)
+    known = jnp.stack([here, here & there], axis=-1)
     return jnp.where(known, jnp.stack([claimed - 3.0, denied], axis=-1), NOTHING)
 
   def expected(self, before: jax.Array) -> jax.Array:

@@ -242,20 +242,26 @@ def loss_of(definition: Definition) -> Callable[[Params, Batch, jax.Array], dict
 ALIGNED = ('claimed', 'denied')
 """Marks that `Judge.matches` tells."""
 
+_ALIGNED_AT = 48
+"""Positions of a row that `align_loss_of` reads, at most."""
+
 MATCHES, OTHERS = r'^match_', r'^(?!match_)'
 """`OptimizerConfig.frozen` of the parameters of `Judge.matches`, and of all others."""
 
 
 def align_loss_of(definition: Definition) -> Callable[[Params, Batch, jax.Array], dict[str, tuple[jax.Array, jax.Array]]]:
   """Losses as `loss_of` gives, of `Judge.matches` alone: whether words claim something of the picture (`claimed`), and whether it
-  does not show it (`denied`).
+  does not show it (`denied`). Of every row it reads all claims and some other words.
 
   Words and codes are brought together by many examples, and none of the layers: a step costs a small part of one of the whole
   judge, which afterwards needs to learn only what follows from what is denied.
   """
   def loss(params: Params, batch: Batch, key: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
-    del key
-    logits, label = definition.bind(params).matches(batch.tokens), batch.marks[..., CLAIMED:DENIED + 1]
+    label = batch.marks[..., CLAIMED:DENIED + 1]
+    first = jnp.isfinite(label[..., 1]) + jnp.where(jnp.isfinite(label[..., 0]), jax.random.uniform(key, label.shape[:2]), -1.0)
+    _, at = jax.lax.top_k(first, min(_ALIGNED_AT, first.shape[1]))
+    label = jnp.take_along_axis(label, at[..., None], axis=1)
+    logits = definition.bind(params).matches(batch.tokens, at)
     known = jnp.isfinite(label)
     cost = jnp.where(known, jax.nn.softplus(logits) - jnp.where(known, label, 0.0) * logits, 0.0)
     return {name: (jnp.sum(cost[..., i]), jnp.sum(known[..., i]).astype(jnp.float32)) for i, name in enumerate(ALIGNED)}

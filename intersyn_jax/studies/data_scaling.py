@@ -32,7 +32,7 @@ from intersyn_jax.training.progress import duration
 
 STAGES = ('data', 'tokenizer', 'warmup', 'judge', 'synthesize', 'finetune')
 SHARES = {'finetune_25': 25, 'finetune_50': 50, 'finetune_100': 100, 'finetune': 200}
-SECONDS = {'data': 60, 'tokenizer': 60, 'warmup': 800, 'judge': 700, 'synthesize': 500, 'finetune': 75, 'controls': 375,
+SECONDS = {'data': 60, 'tokenizer': 60, 'warmup': 800, 'judge': 1000, 'synthesize': 1300, 'finetune': 75, 'controls': 375,
            'evaluate': 300}
 """What stages of `tiny` take on 2 CPU cores, roughly."""
 

@@ -61,7 +61,7 @@ QUESTIONS = 500
 EXAMPLES = 200
 """Examples of each role."""
 
-SECONDS = {'data': 60, 'tokenizer': 60, 'warmup': 800, 'judge': 700, 'rounds': 420}
+SECONDS = {'data': 60, 'tokenizer': 60, 'warmup': 800, 'judge': 1000, 'rounds': 600}
 """What stages of `tiny` take on 2 CPU cores, and what this study does on its own; roughly."""
 
 Row = Mapping[str, Any]

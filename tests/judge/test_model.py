@@ -217,6 +217,15 @@ def test_what_is_matched_is_where_the_words_say(judge):
   assert denied(shown.codes) < denied(moved) - 10
 
 
+def test_matches_of_some_positions_are_those_of_all(judge):
+  bound, params = judge
+  module = bound.definition.bind(params)
+  view = bound.cut(layout.stack([layout.tokenise(conversation(n), bound.layout) for n in (1, 2)], 64)).its.tokens
+  at = np.array([[0, 7, 3, view.text.shape[1] - 1], [12, 9, 9, 20]])
+  whole = np.take_along_axis(np.asarray(module.matches(view)), at[..., None], axis=1)
+  np.testing.assert_allclose(module.matches(view, jnp.asarray(at)), whole, atol=1e-4)
+
+
 def test_matches_by_chunks_are_those_of_all_at_once(judge, monkeypatch):
   bound, params = judge
   module = bound.definition.bind(params)
