@@ -345,7 +345,8 @@ def _answered(draft: _Draft, document: TokenBatch, layout: Layout) -> None:
   draft.in_steps = np.array_equal(again, np.asarray(document.text)[np.asarray(document.modality) > 0])
 
 
-_BLANK = Scene(0, ())
+_BLANK = Scene(0, ())  # of a step without a picture, whose text claims as much
+
 Readings = Mapping[int, Reading]
 """What is seen in a picture, by the `id` of its Image."""
 

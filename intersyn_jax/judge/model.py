@@ -167,6 +167,8 @@ class Judge(nnx.Module):
       return jax.nn.logsumexp(fit, axis=-1), jnp.any(seen, axis=-1)
 
     found, there = by_chunks(best, (asked, step, document), MATCHED)
+    # Constants for the start: little is claimed, a fit of 3 is neither shown nor denied, and the gate, which says how much a fit
+    # counts and turns it round for what is gone, is near 1.
     denied = bias - (1 + 0.1 * gate) * (found - 3.0)
     known = jnp.stack([here, here & there], axis=-1)
     return jnp.where(known, jnp.stack([claimed - 3.0, denied], axis=-1), NOTHING)

@@ -66,6 +66,8 @@ def test_statements_say_what_its_is_made_of():
         told = language.parse_telling(said)
         assert [end for end, _ in found] == sorted(end for end, _ in found)
         assert len(found) == len(claims(told, view)) + len(told.extras)
+        # Facts of both, and of a removal the name as well, which must be gone.
+        assert {slot for slot, _ in claims(told, view)} <= {*language.FACTS[told.kind]['both'], 'name'}
         held = sum(holds for _, holds in found)
         assert its_of(said, view) == (min(4.0 if told.extras else 5.0, 1 + 4 * held / len(found)) if held else 0.0), said
 
