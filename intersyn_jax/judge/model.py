@@ -23,7 +23,7 @@ from intersyn_jax.errors import UserError
 from intersyn_jax.interleave.layout import CODES, TEXT, Layout, TokenBatch
 from intersyn_jax.interleave.types import DIMENSIONS
 from intersyn_jax.judge import calibration, views
-from intersyn_jax.judge.views import IQ, View, Views, Widths
+from intersyn_jax.judge.views import IQ, ITS, TCC, View, Views, Widths
 from intersyn_jax.models import lora
 from intersyn_jax.models.definition import Definition, Params, constant, normal, param
 from intersyn_jax.models.trunk import Trunk, project, same_document
@@ -102,7 +102,8 @@ class Judge(nnx.Module):
     self.score_head = param(rngs, (d, n * TOP), ('embed', 'width'), normal(0.02))
     self.score_bias = param(rngs, (n * TOP,), ('width',), constant(0.0))
 
-  def __call__(self, batch: TokenBatch) -> Reading:
+  def __call__(self, batch: TokenBatch, told: bool = True) -> Reading:
+    """Reads packed rows [B,T]; where no row holds a text of an answer, `told` False gives the same for less."""
     hidden = self.backbone(batch)
     dtype = hidden.dtype
     words = self.expected_text_embedding[...].astype(dtype)[batch.text]
@@ -113,7 +114,7 @@ class Judge(nnx.Module):
     fit = jnp.sum(product, axis=-1, keepdims=True) * self.compare_scale[...].astype(dtype)
     x = hidden + project(product, self.compare_kernel) + fit
     marks = (x @ self.mark_head[...].astype(dtype)).astype(jnp.float32)
-    marks = marks.at[..., CLAIMED:DENIED + 1].add(self.matches(batch))
+    marks = marks.at[..., CLAIMED:DENIED + 1].add(self.matches(batch) if told else NOTHING)
     marked = jax.nn.sigmoid(marks)
     marked = marked.at[..., DENIED].multiply(marked[..., CLAIMED])
     x = x + marked.astype(dtype) @ self.mark_embedding[...].astype(dtype)
@@ -134,7 +135,9 @@ class Judge(nnx.Module):
     Args:
       at: int32[B,Q], the positions; None are all T.
     """
-    word = (batch.modality == TEXT) & ~batch.forced & (batch.step >= 0)
+    block = (batch.modality == CODES) | batch.forced
+    opens = jnp.pad(block[:, 1:], ((0, 0), (0, 1)))  # the token that begins an image is no word
+    word = (batch.modality == TEXT) & ~batch.forced & ~opens & (batch.step >= 0)
     picture = (batch.modality == CODES) & (batch.step >= 0)
 
     def near(a: jax.Array, i: int) -> jax.Array:
@@ -399,7 +402,7 @@ class SynJudge:
 
 def read(model: Judge, view: View, dimension: int) -> tuple[jax.Array, jax.Array]:
   """Cumulative logits of one dimension from one view: of its steps [B,S,K] and of the whole [B,K], in one causal pass."""
-  hidden = model(view.tokens).hidden
+  hidden = model(view.tokens, told=dimension in (TCC, ITS)).hidden
   places = jnp.concatenate([jnp.maximum(view.ends, 0).reshape(len(hidden), -1), view.end[:, None]], axis=1)
   picked = jnp.take_along_axis(hidden, places[..., None], axis=1)
   logits = model.logits(picked)[..., dimension, :]

@@ -168,7 +168,7 @@ def test_matches_are_of_words_and_picture_of_the_same_step(judge):
     batch = layout.stack([layout.tokenise(Conversation('c', 't', (Turn((Text(question),), segments),)), bound.layout)], 96)
     view = jax.tree.map(lambda a: np.asarray(a)[0], bound.cut(batch).its.tokens)
     found = np.asarray(module.matches(jax.tree.map(lambda a: a[None], view)))[0]
-    word = (view.modality == layout.TEXT) & ~view.forced & (view.step >= 0)
+    word = (view.modality == layout.TEXT) & ~view.forced & (view.step >= 0) & (view.text != bound.layout.block.begin)
     assert (found[~word] == model.NOTHING).all()
     return [found[word & (view.step == step)] for step in range(len(steps))]
 
@@ -215,6 +215,15 @@ def test_what_is_matched_is_where_the_words_say(judge):
   moved = np.roll(shown.codes, 1, axis=0)
   assert code not in np.delete(shown.codes, place, axis=0) and moved[place, 0] != code
   assert denied(shown.codes) < denied(moved) - 10
+
+
+def test_views_without_texts_of_the_answer_need_no_matching(judge):
+  bound, params = judge
+  module = bound.definition.bind(params)
+  seen = bound.cut(layout.stack([layout.tokenise(conversation(n), bound.layout) for n in (1, 2)], 64))
+  for name, same in (('tcc', False), ('icc', True), ('iq', True), ('its', False)):
+    tokens = getattr(seen, name).tokens
+    assert np.array_equal(module(tokens).hidden, module(tokens, told=False).hidden) == same, name
 
 
 def test_matches_of_some_positions_are_those_of_all(judge):
