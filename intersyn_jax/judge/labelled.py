@@ -18,6 +18,7 @@ import contextlib
 import dataclasses
 import hashlib
 import random
+import types
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -202,7 +203,9 @@ class Corpus:
         _answered(draft, document, self.layout)
     readings = _readings(self, drafts)
     if side == TRAIN:
-      drafts += [told for d in drafts for told in _retold(self, d, readings)]
+      told = [row for d in drafts for row in _retold(self, d, readings)]
+      readings = _readings(self, told, readings)
+      drafts += told
     fitting = [d for d in drafts if len(d.document.text) <= self.longest]
     return _label(self, fitting, readings, _TEST_ROWS if side == TEST else 0)
 
@@ -351,24 +354,28 @@ Readings = Mapping[int, Reading]
 """What is seen in a picture, by the `id` of its Image."""
 
 
-def _readings(corpus: Corpus, drafts: Sequence[_Draft]) -> Readings:
-  """Decodes and reads all pictures."""
+def _readings(corpus: Corpus, drafts: Sequence[_Draft], known: Readings = types.MappingProxyType({})) -> Readings:
+  """Decodes and reads all pictures, but for those that are known."""
   shown = {id(image): image for d in drafts for images in (d.gold, *(images_of(t.answer) for t in d.conversation.turns))
-           for image in images}
+           for image in images if id(image) not in known}
   if not shown:
-    return {}
+    return known
   pictures = corpus.decode(np.stack([image.codes for image in shown.values()]))
-  return dict(zip(shown, read(pictures, corpus.jitter), strict=True))
+  return {**known, **dict(zip(shown, read(pictures, corpus.jitter), strict=True))}
 
 
 def _retold(corpus: Corpus, draft: _Draft, readings: Readings) -> list[_Draft]:
-  """Rows with a text told anew about each picture of a draft's answer."""
+  """Rows with a text told anew about each picture of a draft's answer. In every second one some places of the picture have random
+  codes after that: every code must be known, also those that pictures seldom need."""
   rows = []
   for image in images_of(draft.conversation.turns[-1].answer):
-    for _ in range(corpus.retold):
+    for number in range(corpus.retold):
       with contextlib.suppress(flaws.Unfit):
-        text = Text(flaws.retold(readings[id(image)].scene, draft.rng))
-        conversation = Conversation(f'{draft.conversation.id}-{RETOLD}-{len(rows)}', '', (Turn((), (text, image)),))
+        text, shown = Text(flaws.retold(readings[id(image)].scene, draft.rng)), image
+        if number % 2:
+          share = draft.rng.uniform(*GENERATORS['codes'].share)
+          shown = Image(codes=flaws.random_codes(image.codes, corpus.layout.block.codebook, draft.rng, share))
+        conversation = Conversation(f'{draft.conversation.id}-{RETOLD}-{len(rows)}', '', (Turn((), (text, shown)),))
         rows.append(_Draft(conversation, RETOLD, draft.rng, (), tokenise(conversation, corpus.layout), origin=draft))
   return rows
 

@@ -35,14 +35,17 @@ TOP = 5
 MARKS = 5
 """M: how many kinds of marks there are (`labelled.MARKS`)."""
 
-CLAIMED, DENIED = 1, 2
-"""The kinds of marks that `Judge.matches` tells."""
+CLAIMED, DENIED, FILLED = 1, 2, 4
+"""The kinds of marks that `Judge.matches`, and `Judge.filled`, tell."""
 
 COUNTED = 4
 """Up to which number what is marked is counted one by one (`counts`)."""
 
 REACH, AHEAD, MATCH = 10, 4, 96
 """How many words a match reads, up to the one where it stands and after it ("the red circle", "... is gone"), and its width."""
+
+WEIGHED = 0.03
+"""How fast the weights of words learn beside all else of a match: they change what the kernels behind them have learnt."""
 
 NOTHING = -30.0
 """Logit of a mark where there can be none."""
@@ -91,7 +94,10 @@ class Judge(nnx.Module):
     self.match_word_embedding = param(rngs, (config.vocabulary, MATCH), ('vocab', 'width'), normal(0.3))
     self.match_distance_embedding = param(
         rngs, (REACH + AHEAD, MATCH, MATCH + 3), ('places', 'width', None), normal(MATCH ** -0.5))
+    self.match_weight_embedding = param(
+        rngs, (REACH + AHEAD, MATCH, REACH + AHEAD), ('places', 'width', None), normal(0.1 * MATCH ** -0.5))
     self.match_code_embedding = param(rngs, (config.codebook, MATCH), ('codes', 'width'), normal(0.3))
+    self.match_mean_embedding = param(rngs, (config.codebook, MATCH), ('codes', 'width'), normal(0.3))
     self.match_place_embedding = param(rngs, (config.places, MATCH), ('places', 'width'), normal(0.3))
     self.match_object_embedding = param(rngs, (config.codebook,), ('codes',), normal(1.0))
     self.match_count_embedding = param(rngs, (2 + COUNTED, MATCH), ('width', None), normal(0.3))
@@ -129,8 +135,9 @@ class Judge(nnx.Module):
     """Logits float32[B,Q,2] that the words around each position claim something of their step's picture (CLAIMED), and that the
     picture does not show it (DENIED); NOTHING where no word of a step stands, and where its step has no picture.
 
-    The words, each through the kernel of its distance, ask for codes at places, or for a number of objects; the best fit among
-    all places of the picture answers (late interaction, Khattab and Zaharia 2020).
+    The words, each through the kernel of its distance, ask for codes at places, for a number of objects, or for what most of the
+    picture is; the best fit among all places, the number and the mean answers (late interaction, Khattab and Zaharia 2020). How
+    much a word counts is for all words around it to say: in "the red circle turns green" the colour asked for is the last one.
 
     Args:
       at: int32[B,Q], the positions; None are all T.
@@ -151,23 +158,29 @@ class Judge(nnx.Module):
     step, document = near(batch.step, 0), near(batch.document, 0)
     same = lambda i: near(word, i) & (near(batch.step, i) == step) & (near(batch.document, i) == document)
     words, distances = self.match_word_embedding[...][batch.text], range(1 - REACH, 1 + AHEAD)
-    asked = sum(jnp.where(same(i)[..., None], near(words, i), 0.0) @ kernel
-                for i, kernel in zip(distances, self.match_distance_embedding[...], strict=True)).astype(jnp.float32)
+    heard = [jnp.where(same(i)[..., None], near(words, i), 0.0) for i in distances]
+    weights = sum(word @ kernel for word, kernel in zip(heard, self.match_weight_embedding[...], strict=True))
+    weights = jnp.moveaxis(2 * jax.nn.sigmoid(WEIGHED * weights), -1, 0)[..., None]
+    asked = sum((weight * word) @ kernel for weight, word, kernel in zip(
+        weights, heard, self.match_distance_embedding[...], strict=True)).astype(jnp.float32)
     asked, (gate, bias, claimed) = asked[..., :MATCH], jnp.moveaxis(asked[..., MATCH:], -1, 0)
     place = self.match_place_embedding[...][jnp.clip(places_of(batch.modality), 0, len(self.match_place_embedding) - 1)]
-    shown = jnp.sum(self.match_code_embedding[...][batch.codes], axis=-2) + place
-    filled = jax.nn.sigmoid(jnp.sum(self.match_object_embedding[...][batch.codes], axis=-1))
+    of = lambda table: jnp.sum(table[...][batch.codes], axis=-2)
+    shown, common = of(self.match_code_embedding) + place, of(self.match_mean_embedding)
+    filled = jax.nn.sigmoid(self.filled(batch))
 
     def best(piece: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
       """How well what is asked for fits anything there, and whether there is a picture."""
       asked, step, document = piece
       seen = picture[:, None] & (batch.step[:, None] == step[..., None]) & (batch.document[:, None] == document[..., None])
-      number = jnp.sum(jnp.where(seen, filled[:, None], 0.0), axis=-1, keepdims=True)
+      total = lambda fit: jnp.sum(jnp.where(seen, fit, 0.0), axis=-1, keepdims=True)
+      number = total(filled[:, None])
       number = jnp.concatenate([jnp.ones_like(number), jnp.clip(number - jnp.arange(1 + COUNTED), 0.0, 1.0)], axis=-1)
-      fit = jnp.einsum('btm,bsm->bts', asked, shown, preferred_element_type=jnp.float32)
       counted = jnp.sum(asked * (number @ self.match_count_embedding[...]), axis=-1, keepdims=True)
-      fit = jnp.concatenate([jnp.where(seen, fit * MATCH ** -0.5, -1e9), counted * MATCH ** -0.5], axis=-1)
-      return jax.nn.logsumexp(fit, axis=-1), jnp.any(seen, axis=-1)
+      fit = lambda there: jnp.einsum('btm,bsm->bts', asked, there, preferred_element_type=jnp.float32)
+      everywhere = total(fit(common)) / jnp.maximum(total(1.0), 1)
+      fits = [jnp.where(seen, fit(shown) * MATCH ** -0.5, -1e9), counted * MATCH ** -0.5, everywhere * MATCH ** -0.5]
+      return jax.nn.logsumexp(jnp.concatenate(fits, axis=-1), axis=-1), jnp.any(seen, axis=-1)
 
     found, there = by_chunks(best, (asked, step, document), MATCHED)
     # Constants for the start: little is claimed, a fit of 3 is neither shown nor denied, and the gate, which says how much a fit
@@ -175,6 +188,10 @@ class Judge(nnx.Module):
     denied = bias - (1 + 0.1 * gate) * (found - 3.0)
     known = jnp.stack([here, here & there], axis=-1)
     return jnp.where(known, jnp.stack([claimed - 3.0, denied], axis=-1), NOTHING)
+
+  def filled(self, batch: TokenBatch) -> jax.Array:
+    """Logits float32[B,T] that an object stands at a place of a picture, by its codes alone."""
+    return jnp.sum(self.match_object_embedding[...][batch.codes], axis=-1).astype(jnp.float32)
 
   def expected(self, before: jax.Array) -> jax.Array:
     """Logits float32[...,C] of the code that should stand next, of states [...,d] right before it."""

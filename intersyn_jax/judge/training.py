@@ -24,7 +24,7 @@ from intersyn_jax.interleave.layout import FILL, TokenBatch, stack
 from intersyn_jax.interleave.types import DIMENSIONS
 from intersyn_jax.judge import annotators
 from intersyn_jax.judge.labelled import MARKS, Labelled
-from intersyn_jax.judge.model import CLAIMED, DENIED, SynJudge, cross_entropy
+from intersyn_jax.judge.model import CLAIMED, DENIED, FILLED, SynJudge, cross_entropy
 from intersyn_jax.judge.views import ICC, IQ, ITS
 from intersyn_jax.models.definition import Definition, Params
 
@@ -230,17 +230,15 @@ def loss_of(definition: Definition) -> Callable[[Params, Batch, jax.Array], dict
     real = jnp.isfinite(batch.label)
     cost = jnp.where(real, cross_entropy(logits, jnp.where(real, batch.label, 0.0)), 0.0)
     part = lambda where: (jnp.sum(jnp.where(where, cost, 0.0)), jnp.sum(where & real).astype(jnp.float32))
-    marked = jnp.isfinite(batch.marks)
-    binary = jnp.where(marked, jax.nn.softplus(marks) - jnp.where(marked, batch.marks, 0.0) * marks, 0.0)
     return {'loss': part(True)} | {name: part(batch.dimension == i) for i, name in enumerate(DIMENSIONS)} | {
-        f'marks.{name}': (jnp.sum(binary[..., i]), jnp.sum(marked[..., i]).astype(jnp.float32))
-        for i, name in enumerate(MARKS)} | {'expected': _should(judge.expected(before), batch.expected)}
+        f'marks.{name}': _binary(marks[..., i], batch.marks[..., i]) for i, name in enumerate(MARKS)} | {
+        'expected': _should(judge.expected(before), batch.expected)}
 
   return loss
 
 
-ALIGNED = ('claimed', 'denied')
-"""Marks that `Judge.matches` tells."""
+ALIGNED = ('claimed', 'denied', 'filled')
+"""Marks that `align_loss_of` is about."""
 
 _ALIGNED_AT = 48
 """Positions of a row that `align_loss_of` reads, at most."""
@@ -250,8 +248,8 @@ MATCHES, OTHERS = r'^match_', r'^(?!match_)'
 
 
 def align_loss_of(definition: Definition) -> Callable[[Params, Batch, jax.Array], dict[str, tuple[jax.Array, jax.Array]]]:
-  """Losses as `loss_of` gives, of `Judge.matches` alone: whether words claim something of the picture (`claimed`), and whether it
-  does not show it (`denied`). Of every row it reads all claims and some other words.
+  """Losses as `loss_of` gives, of `Judge.matches` alone: whether words claim something of the picture (`claimed`), whether it
+  does not show it (`denied`), and where it has objects (`filled`). Of every row it reads all claims and some other words.
 
   Words and codes are brought together by many examples, and none of the layers: a step costs a small part of one of the whole
   judge, which afterwards needs to learn only what follows from what is denied.
@@ -261,12 +259,19 @@ def align_loss_of(definition: Definition) -> Callable[[Params, Batch, jax.Array]
     first = jnp.isfinite(label[..., 1]) + jnp.where(jnp.isfinite(label[..., 0]), jax.random.uniform(key, label.shape[:2]), -1.0)
     _, at = jax.lax.top_k(first, min(_ALIGNED_AT, first.shape[1]))
     label = jnp.take_along_axis(label, at[..., None], axis=1)
-    logits = definition.bind(params).matches(batch.tokens, at)
-    known = jnp.isfinite(label)
-    cost = jnp.where(known, jax.nn.softplus(logits) - jnp.where(known, label, 0.0) * logits, 0.0)
-    return {name: (jnp.sum(cost[..., i]), jnp.sum(known[..., i]).astype(jnp.float32)) for i, name in enumerate(ALIGNED)}
+    judge = definition.bind(params)
+    told = judge.matches(batch.tokens, at)
+    parts = ((told[..., 0], label[..., 0]), (told[..., 1], label[..., 1]), (judge.filled(batch.tokens), batch.marks[..., FILLED]))
+    return {name: _binary(*part) for name, part in zip(ALIGNED, parts, strict=True)}
 
   return loss
+
+
+def _binary(logits: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Sum and count of the cross-entropy of logits where there is a label, 0 to 1, NaN for none."""
+  known = jnp.isfinite(label)
+  cost = jnp.where(known, jax.nn.softplus(logits) - jnp.where(known, label, 0.0) * logits, 0.0)
+  return jnp.sum(cost), jnp.sum(known).astype(jnp.float32)
 
 
 def _should(logits: jax.Array, expected: jax.Array) -> tuple[jax.Array, jax.Array]:

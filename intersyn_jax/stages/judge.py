@@ -213,7 +213,7 @@ def _aligned(run: Run, parts: Parts, judge: SynJudge, params: Params, told: Labe
   chance = training.chances(data, [float(i == ITS) for i in range(len(DIMENSIONS))], 0.0)
   batch = training.batches(data, chance, rows=section.align.rows, length=section.row_length, seed=run.config.seed)
   optimizer = make_optimizer(OptimizerConfig(
-      learning_rate=section.align.learning_rate, schedule='linear', floor=0.05, clip=0.0, b2=0.999,
+      learning_rate=section.align.learning_rate, schedule='linear', warmup=0.03, floor=0.05, b2=0.999,
       frozen=(training.OTHERS,)), steps)
   step = loop.make_step(training.align_loss_of(judge.definition), optimizer, weights=dict.fromkeys(training.ALIGNED, 1.0))
   state, _ = loop.fit(
