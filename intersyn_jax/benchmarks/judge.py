@@ -92,7 +92,7 @@ CHIPS = (Chip('H100 SXM', 989e12, 3.35e12), Chip('TPU v5p', 459e12, 2.765e12))
 def run(options: Options) -> Iterator[Row]:
   """All cases."""
   if options.wants('tiny'):
-    yield from _measured('tiny', TINY, options.runs)
+    yield from _measured('tiny', TINY, layers=1, runs=options.runs)
   for layers in (8, 32):
     if options.wants(case := f'7b judge of {layers} layers'):
       yield from _computed(case, LARGE, layers)
@@ -101,12 +101,12 @@ def run(options: Options) -> Iterator[Row]:
 # Measured.
 
 
-def _measured(case: str, shapes: Shapes, runs: int) -> Iterator[Row]:
-  """Seconds of judging all answers and of writing them, in turn."""
+def _measured(case: str, shapes: Shapes, layers: int, runs: int) -> Iterator[Row]:
+  """Seconds of judging all answers, by a judge on so many layers of the policy, and of writing them, in turn."""
   write = writer(shapes)
   done = write()
   tokens = jax.block_until_ready(join(prompts(shapes), done))
-  judge = shapes.judge(shapes.model.trunk.layers)
+  judge = shapes.judge(layers)
   params = judge.definition.init(jax.random.key(1), _one_device())
   valid = np.asarray(judge.jitted(params, tokens).valid)
   if not valid.all():

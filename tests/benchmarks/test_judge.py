@@ -16,7 +16,7 @@ SMALL = judge.Shapes(ModelConfig(TrunkConfig(width=32, layers=2, heads=2, kv_hea
 def test_rows_of_the_measured_case():
   """All answers use their positions, hold images and have room in the views; times stand beside one another."""
   shallow = dataclasses.replace(SMALL.model, trunk=dataclasses.replace(SMALL.model.trunk, layers=1))
-  found = list(judge._measured('small', SMALL._replace(model=shallow), 1))
+  found = list(judge._measured('small', SMALL._replace(model=shallow), layers=1, runs=1))
   assert 'judge' in BENCHMARKS and [r['unit'] for r in found] == ['s', '1/s', 'of the rollout']
   judging, rate, part = found
   what = re.fullmatch(r'judging 8 answers of 40 positions, (\d+)% of images', judging['metric'])
