@@ -80,7 +80,7 @@ def _tiny() -> ConfigDict:
   c.judge = ConfigDict(dict(
       source='', images='', held_out_generators=(), answers=20000, test_answers=1200, held_out=0.15, aside=0.05, annotators=3,
       disagreement=0.3, retold=4, layers=1, reader=1, mode='full', lora_rank=8, lora_alpha=16.0, init='warmup', max_steps=3,
-      widths=dict(tcc=176, icc=256, its=304), steps=700, rows=36, row_length=200, dimension_weights=(0.8, 1.4, 0.3, 2.0),
+      widths=dict(tcc=176, icc=256, its=304), steps=2400, rows=36, row_length=200, dimension_weights=(0.8, 1.4, 0.3, 2.0),
       balance=0.15, mark_weight=1.5, expected_weight=0.3, align=dict(steps=8000, rows=24, learning_rate=0.006),
       optimizer=_optimizer(learning_rate=0.01, adam_learning_rate=2e-3),
       baselines=('mean', 'likelihood', 'clip'), clip=dict(width=96, layers=2, steps=200),
