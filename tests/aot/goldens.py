@@ -1,7 +1,7 @@
 """Memory and collectives of compiled programs as they were, by case, and by the versions of jax and libtpu.
 
     python tests/aot/goldens.py            # compiles every case and writes tests/goldens/aot/CASE.json; an hour or more
-    python tests/aot/goldens.py smoke-judge-v5e vila_u-warmup-v5e
+    python tests/aot/goldens.py storyworld-smoke-judge-v5e-2x4 anole-7b-v5p-grpo-v5p-4x4x4:grpo.reward   # of this one, a program
 
 A file keeps what other versions gave. The level of optimisation is the quick one, O1.
 """
@@ -65,14 +65,14 @@ CASES = {case.name: case for case in (
 )}
 
 
-def found(case: Case, tell: bool = False) -> dict[str, Any]:
-  """What the compiler makes of a case now, by program; `tell` prints it."""
+def found(case: Case, tell: bool = False, only: str = '') -> dict[str, Any]:
+  """What the compiler makes of a case now, by program, or of the program `only`; `tell` prints it."""
   jax.config.update('jax_enable_compilation_cache', False)
   jax.config.update('jax_optimization_level', 'O1')
   root = pathlib.Path(__file__).parents[2]
   config = nearest.changed(settings.load_config(str(root / case.config)), list(case.flags))
   pod, out = chips.pod(case.topology), {}
-  for one in report.stage(config, pod, case.stage):
+  for one in report.stage(config, pod, case.stage, only):
     for line in report.lines(one, pod) if tell else ():
       report.say(line)
     out[one.program] = {'fits': one.fits, 'total': one.total, 'temporaries': one.temporaries, 'aliased': one.aliased,
@@ -105,9 +105,11 @@ def golden(case: Case) -> dict[str, Any]:
 
 def main(names: list[str]) -> None:
   FOLDER.mkdir(parents=True, exist_ok=True)
-  for name in names or CASES:
-    report.say(f'\n{name}')
-    kept = golden(CASES[name]) | {report.versions(): found(CASES[name], tell=True)}
+  for each in names or CASES:
+    report.say(f'\n{each}')
+    name, _, only = each.partition(':')
+    kept, now = golden(CASES[name]), found(CASES[name], tell=True, only=only)
+    kept[report.versions()] = kept.get(report.versions(), {}) | now if only else now
     (FOLDER / f'{name}.json').write_text(json.dumps(kept, indent=1, sort_keys=True) + '\n')
 
 

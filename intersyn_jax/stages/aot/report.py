@@ -21,11 +21,12 @@ def say(text: str) -> None:
   print(text, flush=True)
 
 
-def stage(config: ml_collections.ConfigDict, pod: Pod, name: str) -> Iterator[Compiled]:
-  """What is known of each program of a stage."""
+def stage(config: ml_collections.ConfigDict, pod: Pod, name: str, only: str = '') -> Iterator[Compiled]:
+  """What is known of each program of a stage, or of the one that `only` names."""
   parts = Shapes(config, pod.devices)
   for program in PROGRAMS[name](parts):
-    yield estimate.compiled(program, pod, parts.mesh)
+    if only in ('', program.name):
+      yield estimate.compiled(program, pod, parts.mesh)
 
 
 def run(config: ml_collections.ConfigDict, pod: Pod, stages: Sequence[str]) -> dict[str, Any]:
