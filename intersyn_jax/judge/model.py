@@ -61,7 +61,7 @@ class Reading(typing.NamedTuple):
   """What the judge makes of packed rows.
 
   Attributes:
-    hidden: [B,T,d], for `Judge.logits`.
+    hidden: [B,T,d], or of the positions asked for [B,Q,d], for `Judge.logits`.
     marks: float32[B,T,M], logits of the marks.
     before: [B,T,d], the backbone's state right before each position, for `Judge.expected`.
   """
@@ -108,8 +108,13 @@ class Judge(nnx.Module):
     self.score_head = param(rngs, (d, n * TOP), ('embed', 'width'), normal(0.02))
     self.score_bias = param(rngs, (n * TOP,), ('width',), constant(0.0))
 
-  def __call__(self, batch: TokenBatch, told: bool = True) -> Reading:
-    """Reads packed rows [B,T]; where no row holds a text of an answer, `told` False gives the same for less."""
+  def __call__(self, batch: TokenBatch, at: jax.Array | None = None, told: bool = True) -> Reading:
+    """Reads packed rows [B,T].
+
+    Args:
+      at: int32[B,Q], the positions whose hidden states are given; None are all T.
+      told: where no row holds a text of an answer, False gives the same for less.
+    """
     hidden = self.backbone(batch)
     dtype = hidden.dtype
     words = self.expected_text_embedding[...].astype(dtype)[batch.text]
@@ -129,7 +134,9 @@ class Judge(nnx.Module):
     share = COUNTED * said[..., DENIED] / jnp.maximum(said[..., CLAIMED], 0.5)
     total = jnp.concatenate([total, share[..., None]], axis=-1)
     x = x + counts(total).astype(dtype) @ self.sum_embedding[...].astype(dtype)
-    return Reading(self.reader(x, batch.position, same_document(batch.document)), marks, before)
+    documents = same_document(batch.document)
+    reader = self.reader if at is None else functools.partial(self.reader.at, at=at)
+    return Reading(reader(x, batch.position, documents), marks, before)
 
   def matches(self, batch: TokenBatch, at: jax.Array | None = None) -> jax.Array:
     """Logits float32[B,Q,2] that the words around each position claim something of their step's picture (CLAIMED), and that the
@@ -419,8 +426,6 @@ class SynJudge:
 
 def read(model: Judge, view: View, dimension: int) -> tuple[jax.Array, jax.Array]:
   """Cumulative logits of one dimension from one view: of its steps [B,S,K] and of the whole [B,K], in one causal pass."""
-  hidden = model(view.tokens, told=dimension in (TCC, ITS)).hidden
-  places = jnp.concatenate([jnp.maximum(view.ends, 0).reshape(len(hidden), -1), view.end[:, None]], axis=1)
-  picked = jnp.take_along_axis(hidden, places[..., None], axis=1)
-  logits = model.logits(picked)[..., dimension, :]
+  places = jnp.concatenate([jnp.maximum(view.ends, 0).reshape(len(view.end), -1), view.end[:, None]], axis=1)
+  logits = model.logits(model(view.tokens, places, told=dimension in (TCC, ITS)).hidden)[..., dimension, :]
   return logits[:, :-1], logits[:, -1]

@@ -224,8 +224,7 @@ def loss_of(definition: Definition) -> Callable[[Params, Batch, jax.Array], dict
   def loss(params: Params, batch: Batch, key: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
     del key
     judge = definition.bind(params)
-    hidden, marks, before = judge(batch.tokens)
-    hidden = jnp.take_along_axis(hidden, batch.place[..., None], axis=1)
+    hidden, marks, before = judge(batch.tokens, batch.place)
     logits = jnp.take_along_axis(judge.logits(hidden), batch.dimension[..., None, None], axis=2)[..., 0, :]
     real = jnp.isfinite(batch.label)
     cost = jnp.where(real, cross_entropy(logits, jnp.where(real, batch.label, 0.0)), 0.0)

@@ -174,6 +174,11 @@ def project(x: jax.Array, kernel: nnx.Param) -> jax.Array:
   return sharding.spread(y).reshape(*x.shape[:-1], y.shape[-1])
 
 
+def picked(a: jax.Array, at: jax.Array | None) -> jax.Array:
+  """a [B,T,...] at the positions int[B,M] of each row: [B,M,...]; all of it where `at` is None."""
+  return a if at is None else jnp.take_along_axis(a, at.reshape(*at.shape, *[1] * (a.ndim - 2)), axis=1)
+
+
 class Layer(nnx.Module):
   """One transformer block."""
 
@@ -202,32 +207,35 @@ class Layer(nnx.Module):
       setattr(self, f'{name}_lora_out', param(rngs, (rank, outputs), ('rank', out), constant(0.0), held='float32'))
 
   def __call__(self, x: jax.Array, position: jax.Array, visible: jax.Array, cache: LayerCache | None = None,
-               index: jax.Array | int = 0) -> tuple[jax.Array, LayerCache]:
-    """x [B,T,d] -> [B,T,d]; with a cache, this call's keys go to places index..index+T of it and all of it is seen."""
+               index: jax.Array | int = 0, at: jax.Array | None = None) -> tuple[jax.Array, LayerCache]:
+    """x [B,T,d] -> [B,T,d]; with a cache, this call's keys go to places index..index+T of it and all of it is seen.
+
+    With `at`, int[B,M], it gives those positions alone, [B,M,d], and visible is bool[B,M,S].
+    """
     if self.config.swin_norm:
-      y, cache = self._attend(x, position, visible, cache, index)
-      x = x + self.attention_norm(y)
+      y, cache = self._attend(x, position, visible, cache, index, at)
+      x = picked(x, at) + self.attention_norm(y)
       return x + self.mlp_norm(self._mlp(x)), cache
-    y, cache = self._attend(self.attention_norm(x), position, visible, cache, index)
-    x = x + y
+    y, cache = self._attend(self.attention_norm(x), position, visible, cache, index, at)
+    x = picked(x, at) + y
     return x + self._mlp(self.mlp_norm(x)), cache
 
   def _attend(self, x: jax.Array, position: jax.Array, visible: jax.Array, cache: LayerCache | None,
-              index: jax.Array | int) -> tuple[jax.Array, LayerCache]:
+              index: jax.Array | int, at: jax.Array | None) -> tuple[jax.Array, LayerCache]:
     config = self.config
     heads = lambda y, count: y.reshape(*y.shape[:2], count, config.head_width)
-    turn = lambda y: rotate(y.swapaxes(1, 2), position, config.rope_base, config.rope_scale)
-    queries = heads(self._project(x, 'query'), config.heads)
+    turn = lambda y, position: rotate(y.swapaxes(1, 2), position, config.rope_base, config.rope_scale)
+    queries = heads(self._project(picked(x, at), 'query'), config.heads)
     keys = heads(self._project(x, 'key'), config.kv_heads)
     if config.qk_norm:
       queries, keys = self.query_norm(queries), self.key_norm(keys)
-    queries, keys = turn(queries), turn(keys)
+    queries, keys = turn(queries, picked(position, at)), turn(keys, position)
     values = heads(self._project(x, 'value'), config.kv_heads).swapaxes(1, 2)
     if cache is not None:
       keys = jax.lax.dynamic_update_slice_in_dim(cache.keys, keys, index, axis=2)
       values = jax.lax.dynamic_update_slice_in_dim(cache.values, values, index, axis=2)
     seen = attend(queries, keys, values, visible).swapaxes(1, 2)
-    return self._project(seen.reshape(*x.shape[:2], -1), 'out'), LayerCache(keys, values)
+    return self._project(seen.reshape(*seen.shape[:2], -1), 'out'), LayerCache(keys, values)
 
   def _mlp(self, x: jax.Array) -> jax.Array:
     gated = _ACTIVATIONS[self.config.activation](self._project(x, 'gate')) * self._project(x, 'up')
@@ -258,14 +266,23 @@ class Trunk(nnx.Module):
     """
     return self.norm(self._scan(x, position, visible, before)[0])
 
+  def at(self, x: jax.Array, position: jax.Array, visible: jax.Array | Documents, at: jax.Array) -> jax.Array:
+    """What `__call__` gives at some positions int[B,M] of each row, [B,M,d]: of the last layer only their part is computed."""
+    graph, params = nnx.split(self.layers)
+    x, _ = self._scan(x, position, visible, layers=slice(-1))
+    seen = picked(visible.matrix() if isinstance(visible, Documents) else visible, at)
+    last = lambda layer, x: nnx.merge(graph, layer)(sharding.spread(x), position, seen, at=at)[0]
+    return self.norm(sharding.spread(remade(last, self.config.remat)(jax.tree.map(lambda a: a[-1], params), x)))
+
   def read(self, x: jax.Array, position: jax.Array, visible: jax.Array | Documents) -> tuple[jax.Array, LayerCache]:
     """Hidden [P,S,d], and keys and values [L,P,K,S,H] for others to go on from."""
     x, caches = self._scan(x, position, visible, keep=True)
     return self.norm(x), caches
 
   def _scan(self, x: jax.Array, position: jax.Array, visible: jax.Array | Documents, before: LayerCache | None = None,
-            keep: bool = False) -> tuple[jax.Array, LayerCache | None]:
+            keep: bool = False, layers: slice = slice(None)) -> tuple[jax.Array, LayerCache | None]:
     graph, params = nnx.split(self.layers)
+    params = jax.tree.map(lambda a: a[layers], params)
     if isinstance(visible, Documents) and not attention.has_kernel(x, self.config.head_width):
       visible = visible.matrix()  # once, and not in every layer
 

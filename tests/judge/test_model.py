@@ -226,6 +226,16 @@ def test_views_without_texts_of_the_answer_need_no_matching(judge):
     assert np.array_equal(module(tokens).hidden, module(tokens, told=False).hidden) == same, name
 
 
+def test_what_is_read_at_some_positions_is_what_is_read_at_all(judge):
+  bound, params = judge
+  module = bound.definition.bind(params)
+  view = bound.cut(layout.stack([layout.tokenise(conversation(n), bound.layout) for n in (1, 2)], 64)).its.tokens
+  at = jnp.asarray([[0, 7, 3], [12, 9, 9]])
+  some, whole = module(view, at), module(view)
+  np.testing.assert_allclose(some.hidden, np.take_along_axis(np.asarray(whole.hidden), at[..., None], axis=1), atol=1e-5)
+  np.testing.assert_array_equal(some.marks, whole.marks)
+
+
 def test_matches_of_some_positions_are_those_of_all(judge):
   bound, params = judge
   module = bound.definition.bind(params)

@@ -14,7 +14,8 @@ from intersyn_jax import sharding
 from intersyn_jax.errors import UserError
 from intersyn_jax.interleave import layout
 from intersyn_jax.interleave.layout import CODES, TokenBatch
-from intersyn_jax.models.trunk import LayerCache, TrunkConfig
+from intersyn_jax.models.definition import Definition
+from intersyn_jax.models.trunk import LayerCache, Trunk, TrunkConfig, same_document
 from intersyn_jax.models.unified import Cache, ModelConfig, define, places_of, position_log_probs
 from tests import small_model
 
@@ -95,6 +96,29 @@ def test_packing_and_padding_do_not_leak(name):
   other = np.asarray(run(params, changed))[0]
   np.testing.assert_array_equal(hidden[lengths[0]:sum(lengths)], other[lengths[0]:sum(lengths)])
   assert np.abs(hidden[:lengths[0]] - other[:lengths[0]]).max() > 0.1
+
+
+@pytest.mark.parametrize('change', [dict(layers=1), dict(layers=3), dict(swin_norm=True, remat='full'), dict(qk_norm=True)])
+def test_some_positions_are_those_of_all(change):
+  """Of packed rows with padding; so is the gradient."""
+  config = TrunkConfig(**dict(width=32, layers=2, heads=4, kv_heads=2, head_width=8, mlp_width=64) | change)
+  definition = Definition(lambda rngs: Trunk(config, rngs))
+  params = definition.init(jax.random.key(0), small_model.one_device())
+  batch, lengths = packed(KINDS['flat'])
+  x = jax.random.normal(jax.random.key(1), (*batch.text.shape, config.width))
+  places = jnp.asarray([[0, lengths[0] - 1, 3, lengths[0], sum(lengths) - 1]])
+  documents = same_document(jnp.asarray(batch.document))
+
+  def some(params, x):
+    return definition.bind(params).at(x, batch.position, documents, places)
+
+  def all_of_them(params, x):
+    hidden = definition.bind(params)(x, batch.position, documents)
+    return jnp.take_along_axis(hidden, places[..., None], axis=1)
+
+  np.testing.assert_allclose(some(params, x), all_of_them(params, x), atol=1e-5)
+  ours, theirs = (jax.grad(lambda p, x, f=f: jnp.sum(jnp.sin(f(p, x))), argnums=(0, 1))(params, x) for f in (some, all_of_them))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), ours, theirs)
 
 
 def test_nothing_sees_the_future():
