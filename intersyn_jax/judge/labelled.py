@@ -184,7 +184,7 @@ class Corpus:
   longest: int = 320
   annotators: int = 3
   disagreement: float = 0.3
-  retold: int = 3
+  retold: int = 4
 
   def build(self, side: str, count: int) -> Labelled:
     """About `count` rows of one side, TRAIN or TEST; deterministic, and the sides share no topic."""
@@ -210,14 +210,19 @@ class Corpus:
     return _label(self, fitting, readings, _TEST_ROWS if side == TEST else 0)
 
 
-def answers(rows: Labelled, retold: float = 0.0) -> Labelled:
-  """The rows that are answers to a question, and of the texts told anew this share."""
+def taught(rows: Labelled, retold: float = 0.0) -> list[int]:
+  """Which rows are answers to a question, and this share of the texts told anew."""
   kept, seen = [], 0
   for row, generator in enumerate(rows.generators):
     seen += generator == RETOLD
     if generator != RETOLD or int(seen * retold) > int((seen - 1) * retold):
       kept.append(row)
-  return rows.take(kept)
+  return kept
+
+
+def answers(rows: Labelled) -> Labelled:
+  """The rows that are answers to a question."""
+  return rows.take(taught(rows))
 
 
 def unseen(test: Labelled, train: Labelled) -> Labelled:

@@ -40,7 +40,7 @@ class Examples:
     marks: float32[all,M], `Labelled.marks` that the document's view can know, NaN elsewhere.
     expected: int32[all,D], `Labelled.expected` in the views of ICC and ITS, -1 elsewhere.
     start, length: int64[n], where each document lies.
-    dimension: int8[n].
+    dimension: int8[n]. row: int32[n], the labelled row that each document is of.
     places, labels: int32[n,S+1] and float32[n,S+1]: where steps and the whole (last) are read, and their labels; NaN
       where there is none.
   """
@@ -55,6 +55,7 @@ class Examples:
   start: np.ndarray
   length: np.ndarray
   dimension: np.ndarray
+  row: np.ndarray
   places: np.ndarray
   labels: np.ndarray
 
@@ -64,7 +65,7 @@ def examples(judge: SynJudge, labelled: Labelled) -> Examples:
   lengths = np.array([len(d.text) for d in labelled.documents])
   order, cuts = np.argsort(lengths, kind='stable'), {}
   votes = annotators.mean(labelled.votes)
-  parts: list[list[np.ndarray]] = [[] for _ in range(11)]
+  parts: list[list[np.ndarray]] = [[] for _ in range(12)]
   s = judge.max_steps
   for first in range(0, len(labelled), _CUT):
     chunk = [order[min(i, len(order) - 1)] for i in range(first, first + _CUT)]
@@ -73,7 +74,7 @@ def examples(judge: SynJudge, labelled: Labelled) -> Examples:
       cuts[width] = jax.jit(judge.narrow(width).cut)
     seen = jax.device_get(cuts[width](stack([labelled.documents[i] for i in chunk], width)))
     real = np.arange(_CUT) < len(labelled) - first
-    whole, steps = votes[chunk], labelled.steps[chunk]
+    whole, steps, numbers = votes[chunk], labelled.steps[chunk], np.array(chunk, np.int32)
     for dimension, name in enumerate(DIMENSIONS):
       view = getattr(seen, name)
       if dimension == IQ:
@@ -95,19 +96,18 @@ def examples(judge: SynJudge, labelled: Labelled) -> Examples:
       tokens = view.tokens
       for part, value in zip(parts, (
           tokens.text[filled], tokens.codes[filled], tokens.modality[filled], tokens.forced[filled], tokens.step[filled],
-          marks[filled], expected[filled], filled.sum(1)[used], np.full(used.sum(), dimension, np.int8), places[used],
-          labels[used]), strict=True):
+          marks[filled], expected[filled], filled.sum(1)[used], np.full(used.sum(), dimension, np.int8),
+          np.repeat(numbers, len(used) // _CUT)[used], places[used], labels[used]), strict=True):
         part.append(value)
-  text, codes, modality, forced, step, marks, expected, length, dimension, places, labels = (np.concatenate(p) for p in parts)
+  text, codes, modality, forced, step, marks, expected, length, dimension, row, places, labels = map(np.concatenate, parts)
   start = np.cumsum(length) - length
-  return Examples(text, codes, modality, forced, step, marks, expected, start, length, dimension, places, labels)
+  return Examples(text, codes, modality, forced, step, marks, expected, start, length, dimension, row, places, labels)
 
 
-def fitting(data: Examples, length: int) -> tuple[Examples, int]:
-  """The examples without the views longer than a row of `length`, and how many those are. What they held stays in `text`."""
-  keep = data.length <= length
-  of_documents = ('start', 'length', 'dimension', 'places', 'labels')
-  return dataclasses.replace(data, **{name: getattr(data, name)[keep] for name in of_documents}), int((~keep).sum())
+def kept(data: Examples, keep: np.ndarray) -> Examples:
+  """The documents that bool[n] names. What the others held stays in `text`."""
+  of_documents = ('start', 'length', 'dimension', 'row', 'places', 'labels')
+  return dataclasses.replace(data, **{name: getattr(data, name)[keep] for name in of_documents})
 
 
 def _marks(marks: Sequence[np.ndarray], source: np.ndarray, dimension: int) -> np.ndarray:
@@ -171,7 +171,7 @@ class Batch:
 def batches(data: Examples, chance: np.ndarray, *, rows: int, length: int, seed: int) -> Callable[[int], Batch]:
   """The batch of each number: documents drawn with `chance` fill rows of `length`, the fullest row that has room first."""
   if data.length.max() > length:
-    raise ValueError(f'a view has {data.length.max()} positions, a row {length}; see `fitting`')
+    raise ValueError(f'a view has {data.length.max()} positions, a row {length}; see `kept`')
   edges = np.cumsum(chance)
   slots = data.labels.shape[1]
   most = slots * max(1, -(-length // int(data.length.min())))

@@ -80,10 +80,12 @@ def run(run: Run) -> dict[str, Any]:
   rows = _rated(run, parts) if section.source else _written(run, parts)
   labelled.check_leaks(rows.train, rows.test)
   judge = SynJudge.of(parts.model_config, parts.layout, section)
-  lesson = _lesson(run, judge, labelled.answers(rows.train, RETOLD), range(len(DIMENSIONS)))
-  params = _train(run, parts, judge, policy, lesson, section.steps, told=rows.train)
+  told = training.examples(judge, rows.train)
+  mine = np.isin(told.row, labelled.taught(rows.train, RETOLD))
+  lesson = _lesson(run, training.kept(told, mine), range(len(DIMENSIONS)))
+  params = _train(run, parts, judge, policy, lesson, section.steps, told=told)
   cost = lesson.cost
-  del lesson  # of the size of the data
+  del told, lesson  # of the size of the data
   judge = _calibrated(run, judge, params, rows.aside)
   out = _measure(run, parts, judge, params, policy, rows, cost)
   return out if section.source else out | _challenge(run, parts, judge, params)
@@ -163,20 +165,21 @@ class Lesson(NamedTuple):
   cost: float
 
 
-def _lesson(run: Run, judge: SynJudge, train: Labelled, dimensions: Sequence[int]) -> Lesson:
+def _lesson(run: Run, data: training.Examples, dimensions: Sequence[int]) -> Lesson:
   """The views of some dimensions; those longer than a row are left out."""
   section = run.config.judge
   shares = [weight if i in dimensions else 0.0 for i, weight in enumerate(section.dimension_weights)]
-  data, longer = training.fitting(training.examples(judge, train), section.row_length)
-  if longer:
-    run.say(f'judge: {longer} views longer than a row of {section.row_length} were left out')
+  fits = data.length <= section.row_length
+  if not fits.all():
+    run.say(f'judge: {(~fits).sum()} views longer than a row of {section.row_length} were left out')
+  data = training.kept(data, fits)
   chance = training.chances(data, shares, section.balance)
   return Lesson(data, chance, sum(shares) * float(chance @ data.length))
 
 
 def _train(run: Run, parts: Parts, judge: SynJudge, policy: Params, lesson: Lesson, steps: int, name: str = '',
-           told: Labelled | None = None) -> Params:
-  """Trains the judge, or the blinded one of this name. Where rows `told` have marks, they first bring words and codes together,
+           told: training.Examples | None = None) -> Params:
+  """Trains the judge, or the blinded one of this name. Where views `told` have marks, they first bring words and codes together,
   which then stay as they are."""
   section, (data, chance, _) = run.config.judge, lesson
   sharding.check_rows(parts.mesh, section.rows, 'judge.rows')
@@ -189,7 +192,7 @@ def _train(run: Run, parts: Parts, judge: SynJudge, policy: Params, lesson: Less
   saved = checkpoints.Checkpoints(run.directory(place) / 'checkpoints', identity=run.config_hash('judge'))
   settings = OptimizerConfig(**section.optimizer)
   settings = dataclasses.replace(settings, frozen=(*settings.frozen, *lora.frozen_patterns(section.mode)))
-  if told is not None and section.align.steps and any(np.isfinite(marks[:, model.DENIED]).any() for marks in told.marks):
+  if told is not None and section.align.steps and np.isfinite(told.marks[:, model.DENIED]).any():
     settings = dataclasses.replace(settings, frozen=(*settings.frozen, training.MATCHES))
     if saved.latest() is None:
       params = _aligned(run, parts, judge, params, told)
@@ -205,11 +208,11 @@ def _train(run: Run, parts: Parts, judge: SynJudge, policy: Params, lesson: Less
   return state['params']
 
 
-def _aligned(run: Run, parts: Parts, judge: SynJudge, params: Params, told: Labelled) -> Params:
+def _aligned(run: Run, parts: Parts, judge: SynJudge, params: Params, told: training.Examples) -> Params:
   """The parameters after words and codes were brought together."""
   section, steps = run.config.judge, run.config.judge.align.steps
   sharding.check_rows(parts.mesh, section.align.rows, 'judge.align.rows')
-  data, _ = training.fitting(training.examples(judge, told), section.row_length)
+  data = training.kept(told, told.length <= section.row_length)
   chance = training.chances(data, [float(i == ITS) for i in range(len(DIMENSIONS))], 0.0)
   batch = training.batches(data, chance, rows=section.align.rows, length=section.row_length, seed=run.config.seed)
   optimizer = make_optimizer(OptimizerConfig(
@@ -306,7 +309,8 @@ def _baselines(run: Run, parts: Parts, judge: SynJudge, policy: Params, rows: Ro
   for name, hide in (('without_images', blinded.IMAGES), ('without_text', blinded.TEXTS)):
     if name in section.baselines:
       blind = blinded.BlindJudge.like(judge, hide)
-      less = _lesson(run, blind, labelled.answers(rows.train, RETOLD), blinded.TOUCHED[hide])
+      mine = rows.train.take(labelled.taught(rows.train, RETOLD))
+      less = _lesson(run, training.examples(blind, mine), blinded.TOUCHED[hide])
       # As many answers as the judge saw, in so many fewer steps as what is left of their views is shorter.
       steps = max(1, math.ceil(section.steps * less.cost / cost))
       params = _train(run, parts, blind, policy, less, steps, name)

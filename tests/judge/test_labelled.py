@@ -234,7 +234,7 @@ def test_the_judge_knows_which_marks_it_matches():
 def test_a_share_of_the_texts_told_anew_is_kept(sides):
   train, _ = sides
   count = lambda rows: rows.generators.count(labelled.RETOLD)
-  some, none = labelled.answers(train, 1 / 3), labelled.answers(train)
+  some, none = train.take(labelled.taught(train, 1 / 3)), labelled.answers(train)
   assert count(train) > 30 and count(none) == 0 and abs(count(some) - count(train) / 3) <= 1
   assert len(some) - count(some) == len(none) == len(train) - count(train)
 
@@ -254,6 +254,11 @@ def test_a_judge_learns_that_damage_costs(corpus, sides):
   judge = model.SynJudge.of(config, corpus.layout, dict(layers=1, reader=1, widths=dict(tcc=260, icc=320, its=400), max_steps=3))
   data = training.examples(judge, train)
   batch = training.batches(data, training.chances(data, (1, 1, 1, 1), 0.5), rows=4, length=400, seed=0)
+  whole = np.stack([np.nanmean(train.votes[row, :, d]) for row, d in zip(data.row, data.dimension, strict=True) if d != IQ])
+  np.testing.assert_allclose(data.labels[data.dimension != IQ, -1], whole, rtol=1e-5)
+  assert set(data.row[data.dimension == IQ]) == set(np.flatnonzero(np.isfinite(train.steps[..., IQ]).any(axis=1)))
+  some = training.kept(data, np.isin(data.row, [3, 5]))
+  assert set(some.row) == {3, 5} and some.length.sum() < data.length.sum() == len(some.text)
   first = batch(0)
   np.testing.assert_array_equal(first.tokens.text, batch(0).tokens.text)
   assert (first.tokens.document > 0).mean() > 0.8 and np.isfinite(first.label).sum() > 20
@@ -276,6 +281,6 @@ def test_a_judge_learns_that_damage_costs(corpus, sides):
 def test_balance_lifts_what_is_rare():
   labels = np.array([[5.0]] * 90 + [[1.0]] * 10, np.float32)
   empty = np.zeros(0, np.int32)
-  data = training.Examples(*[empty] * 9, np.zeros(100, np.int8), empty, labels)
+  data = training.Examples(*[empty] * 9, np.zeros(100, np.int8), empty, empty, labels)
   plain, even = (training.chances(data, (1, 1, 1, 1), balance)[90:].sum() for balance in (0.0, 1.0))
   np.testing.assert_allclose((plain, even), (0.1, 0.5))
