@@ -74,7 +74,7 @@ FINDINGS = (
 )
 """(a, b, words): the paper's findings, each that b is above a."""
 
-SECONDS = {'data': 20, 'tokenizer': 30, 'warmup': 200, 'judge': 290, 'iteration': 1.2, 'evaluate': 30}
+SECONDS = {'data': 20, 'tokenizer': 30, 'warmup': 200, 'judge': 800, 'iteration': 1.2, 'evaluate': 30}
 """What `tiny` takes on 2 CPU cores, roughly; `evaluate` a policy of 1,000 prompts."""
 
 Row = Mapping[str, Any]

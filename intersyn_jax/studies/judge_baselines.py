@@ -44,7 +44,7 @@ GROUP = 8
 PROMPTS = 128
 """Prompts at most; the validation split has as many, or fewer."""
 
-SECONDS = {'data': 60, 'tokenizer': 30, 'warmup': 250, 'judge': 900, 'grpo': 150, 'ranking': 60}
+SECONDS = {'data': 60, 'tokenizer': 30, 'warmup': 250, 'judge': 1500, 'grpo': 150, 'ranking': 60}
 """What stages of `tiny` take on 2 CPU cores, for the first announcement."""
 
 GOALS = {'tcc': 0.55, 'icc': 0.70, 'iq': 0.65, 'its': 0.65}

@@ -33,7 +33,7 @@ PROMPTS = 1000
 CONTROLS = ('finetune_k0', 'finetune_gold')
 SECONDS: Mapping[str, Mapping[str, float]] = {
     'smoke': dict.fromkeys((*PIPELINE, 'controls'), 9.0),
-    'tiny': {'data': 20, 'tokenizer': 30, 'warmup': 440, 'judge': 290, 'synthesize': 90, 'finetune': 50, 'grpo': 130,
+    'tiny': {'data': 20, 'tokenizer': 30, 'warmup': 440, 'judge': 800, 'synthesize': 90, 'finetune': 50, 'grpo': 130,
              'controls': 100, 'evaluate': 200, 'report': 1},
 }
 """What stages take on 2 CPU cores, seconds, by the name of the configuration's size."""
