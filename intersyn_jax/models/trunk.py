@@ -174,7 +174,7 @@ def project(x: jax.Array, kernel: nnx.Param) -> jax.Array:
   return sharding.spread(y).reshape(*x.shape[:-1], y.shape[-1])
 
 
-def picked(a: jax.Array, at: jax.Array | None) -> jax.Array:
+def taken(a: jax.Array, at: jax.Array | None) -> jax.Array:
   """a [B,T,...] at the positions int[B,M] of each row: [B,M,...]; all of it where `at` is None."""
   return a if at is None else jnp.take_along_axis(a, at.reshape(*at.shape, *[1] * (a.ndim - 2)), axis=1)
 
@@ -214,10 +214,10 @@ class Layer(nnx.Module):
     """
     if self.config.swin_norm:
       y, cache = self._attend(x, position, visible, cache, index, at)
-      x = picked(x, at) + self.attention_norm(y)
+      x = taken(x, at) + self.attention_norm(y)
       return x + self.mlp_norm(self._mlp(x)), cache
     y, cache = self._attend(self.attention_norm(x), position, visible, cache, index, at)
-    x = picked(x, at) + y
+    x = taken(x, at) + y
     return x + self._mlp(self.mlp_norm(x)), cache
 
   def _attend(self, x: jax.Array, position: jax.Array, visible: jax.Array, cache: LayerCache | None,
@@ -225,11 +225,11 @@ class Layer(nnx.Module):
     config = self.config
     heads = lambda y, count: y.reshape(*y.shape[:2], count, config.head_width)
     turn = lambda y, position: rotate(y.swapaxes(1, 2), position, config.rope_base, config.rope_scale)
-    queries = heads(self._project(picked(x, at), 'query'), config.heads)
+    queries = heads(self._project(taken(x, at), 'query'), config.heads)
     keys = heads(self._project(x, 'key'), config.kv_heads)
     if config.qk_norm:
       queries, keys = self.query_norm(queries), self.key_norm(keys)
-    queries, keys = turn(queries, picked(position, at)), turn(keys, position)
+    queries, keys = turn(queries, taken(position, at)), turn(keys, position)
     values = heads(self._project(x, 'value'), config.kv_heads).swapaxes(1, 2)
     if cache is not None:
       keys = jax.lax.dynamic_update_slice_in_dim(cache.keys, keys, index, axis=2)
@@ -269,8 +269,8 @@ class Trunk(nnx.Module):
   def at(self, x: jax.Array, position: jax.Array, visible: jax.Array | Documents, at: jax.Array) -> jax.Array:
     """What `__call__` gives at some positions int[B,M] of each row, [B,M,d]: of the last layer only their part is computed."""
     graph, params = nnx.split(self.layers)
-    x, _ = self._scan(x, position, visible, layers=slice(-1))
-    seen = picked(visible.matrix() if isinstance(visible, Documents) else visible, at)
+    x, _ = self._scan(x, position, visible, first=self.config.layers - 1)
+    seen = taken(visible.matrix() if isinstance(visible, Documents) else visible, at)
     last = lambda layer, x: nnx.merge(graph, layer)(sharding.spread(x), position, seen, at=at)[0]
     return self.norm(sharding.spread(remade(last, self.config.remat)(jax.tree.map(lambda a: a[-1], params), x)))
 
@@ -280,9 +280,10 @@ class Trunk(nnx.Module):
     return self.norm(x), caches
 
   def _scan(self, x: jax.Array, position: jax.Array, visible: jax.Array | Documents, before: LayerCache | None = None,
-            keep: bool = False, layers: slice = slice(None)) -> tuple[jax.Array, LayerCache | None]:
+            keep: bool = False, first: int | None = None) -> tuple[jax.Array, LayerCache | None]:
     graph, params = nnx.split(self.layers)
-    params = jax.tree.map(lambda a: a[layers], params)
+    if first is not None:
+      params = jax.tree.map(lambda a: a[:first], params)
     if isinstance(visible, Documents) and not attention.has_kernel(x, self.config.head_width):
       visible = visible.matrix()  # once, and not in every layer
 
