@@ -50,8 +50,8 @@ MARKS = {'told': (TCC,), 'claimed': (TCC, ITS), 'denied': (ITS,), 'shown': (ICC,
 """What is marked in answers, and the views that can know it.
 
 Texts, where the words of a fact end: `told`, the fact is not what the question asks for; `claimed`, the picture should show
-it, and `denied`, it does not. Places of pictures: `shown`, another tile than in the gold answer's picture of that step; `filled`,
-an object.
+it, and `denied`, it does not. Places of pictures: `shown`, another tile than the scorer's goal for that step has there (which
+follows the answer's earlier pictures, and its own where the question leaves a place open); `filled`, an object.
 """
 
 _TEST_ROWS = 1_000_000
@@ -90,10 +90,10 @@ class Generator:
 
 
 GENERATORS: dict[str, Generator] = {
-    'gold': Generator(0.12, 0.1),
-    'flaws': Generator(0.42, 0.15, flaws=(1, 1, 1, 2)),
-    'codes': Generator(0.2, 0.1, flaws=(0, 0, 1), codes=('random_codes', 'half_object_codes')),
-    'sampled': Generator(0.26, 0.15, policy='sampled'),
+    'gold': Generator(0.09, 0.1),
+    'flaws': Generator(0.27, 0.15, flaws=(1, 1, 1, 2)),
+    'codes': Generator(0.14, 0.1, flaws=(0, 0, 1), codes=('random_codes', 'half_object_codes')),
+    'sampled': Generator(0.5, 0.15, policy='sampled'),
     'three_flaws': Generator(0.0, 0.15, flaws=(3,)),
     'codes_and_flaws': Generator(0.0, 0.1, flaws=(2,), codes=('random_codes',), share=(0.4, 0.6)),
     'later_policy': Generator(0.0, 0.15, policy='later_policy'),
@@ -396,7 +396,7 @@ def _label(corpus: Corpus, drafts: Sequence[_Draft], readings: Readings, first: 
     if draft.origin is not None:
       its = score.its_of(language.normalise(texts[0][0]), seen[0].scene)
       whole_, step = (Score(0, number, np.nan, np.nan, np.nan, its) for number in (-1, 0))
-      scored = AnswerScore(whole_, (step,), ())
+      scored = AnswerScore(whole_, (step,), (), ())
     else:
       scored = score.score_readings(Item([text_of(t.question) for t in turns], texts), seen,
                                     readings[id(earlier[-1])] if earlier else None)
@@ -411,7 +411,7 @@ def _label(corpus: Corpus, drafts: Sequence[_Draft], readings: Readings, first: 
       labels[:len(quality), IQ] = quality[:corpus.max_steps]
     mark = np.full((len(draft.document.text), len(MARKS)), np.nan, np.float32)
     should = np.full(np.shape(draft.document.codes), -1, np.int32)
-    _mark_places(draft, readings, mark, should)
+    _mark_places(draft, readings, scored.goals, mark, should)
     if draft.in_steps:
       _step_labels(turns[-1].answer, scored.steps, labels)
       _mark_facts(draft, scored.asked, seen, corpus.layout, mark)
@@ -429,26 +429,32 @@ def _hash(value: bytes) -> str:
   return hashlib.blake2b(value, digest_size=8).hexdigest()
 
 
-def _mark_places(draft: _Draft, readings: Readings, out: np.ndarray, expected: np.ndarray) -> None:
-  """Marks the places of the last answer's pictures, and writes down what should have stood there."""
+def _mark_places(draft: _Draft, readings: Readings, goals: Sequence[Scene | None], out: np.ndarray, expected: np.ndarray) -> None:
+  """Marks the places of the last answer's pictures, and writes down what should have stood there: the gold picture's codes, where
+  what it shows is what this answer, too, had to show."""
   steps = steps_of(draft.conversation.turns[-1].answer)
   pictures = [(step, image) for step, (_, image) in enumerate(steps) if image is not None]
   at = np.flatnonzero(np.asarray(draft.document.modality) == CODES)
   places = len(pictures[0][1].codes) if pictures else 1
   shown, filled = (list(MARKS).index(name) for name in ('shown', 'filled'))
   for (step, image), where in zip(pictures, at.reshape(-1, places)[-len(pictures):] if pictures else (), strict=True):
-    view = readings[id(image)].scene
-    out[where, filled] = _at_places(_tiles(view) >= 0, places)
+    tiles = _tiles(readings[id(image)].scene)
+    out[where, filled] = _at_places(tiles >= 0, places)
+    if step >= len(goals):
+      continue
+    goal = _tiles(goals[step])
+    out[where, shown] = _at_places(tiles != goal, places)
     if step < len(draft.gold):
-      expected[where] = draft.gold[step].codes
-      out[where, shown] = _at_places(_tiles(view) != _tiles(readings[id(draft.gold[step])].scene), places)
+      alike = _at_places(_tiles(readings[id(draft.gold[step])].scene) == goal, places)
+      expected[where] = np.where(alike[:, None], draft.gold[step].codes, -1)
 
 
 def _tiles(view: Scene) -> np.ndarray:
-  """What stands in each cell, int[cells]: the object, its size aside, or the ground where there is none."""
+  """What stands in each cell, int[cells]: the object, its size aside, or the ground; what has no place stands nowhere."""
   cells = np.full(CELLS, -1 - view.ground)
   for item in view.objects:
-    cells[item.cell] = item.colour * len(SHAPES) + item.shape
+    if item.cell is not None:
+      cells[item.cell] = item.colour * len(SHAPES) + item.shape
   return cells
 
 

@@ -94,6 +94,7 @@ class Judge(nnx.Module):
     self.match_word_embedding = param(rngs, (config.vocabulary, MATCH), ('vocab', 'width'), normal(0.3))
     self.match_distance_embedding = param(
         rngs, (REACH + AHEAD, MATCH, MATCH + 3), ('places', 'width', None), normal(MATCH ** -0.5))
+    self.phrase_embedding = param(rngs, (REACH, MATCH, d), ('places', 'width', 'embed'), normal(0.02))
     self.match_weight_embedding = param(
         rngs, (REACH + AHEAD, MATCH, REACH + AHEAD), ('places', 'width', None), normal(0.1 * MATCH ** -0.5))
     self.match_code_embedding = param(rngs, (config.codebook, MATCH), ('codes', 'width'), normal(0.3))
@@ -115,7 +116,7 @@ class Judge(nnx.Module):
       at: int32[B,Q], the positions whose hidden states are given; None are all T.
       told: where no row holds a text of an answer, False gives the same for less.
     """
-    hidden = self.backbone(batch)
+    hidden = self.backbone(batch, beside=self.phrases(batch))
     dtype = hidden.dtype
     words = self.expected_text_embedding[...].astype(dtype)[batch.text]
     picture = jnp.sum(self.expected_code_embedding[...].astype(dtype)[batch.codes], axis=-2)
@@ -138,6 +139,16 @@ class Judge(nnx.Module):
     reader = self.reader if at is None else functools.partial(self.reader.at, at=at)
     return Reading(reader(x, batch.position, documents), marks, before)
 
+  def phrases(self, batch: TokenBatch) -> jax.Array:
+    """What is read beside each word, [B,T,d]: the words up to it, each through the kernel of its distance. So the one layer whose
+    places of a picture look for the words about them finds what "red circle top left" says at a single position."""
+    word = (batch.modality == TEXT) & ~batch.forced
+    distances = range(1 - REACH, 1)
+    heard = jnp.stack([word & near(word, i) & (near(batch.document, i) == batch.document) for i in distances])
+    ids = jnp.stack([near(batch.text, i) for i in distances])
+    said = spoken(self.match_word_embedding[...], self.phrase_embedding[...], ids, heard.astype(jnp.float32))
+    return said.astype(self.backbone.config.trunk.dtype)
+
   def matches(self, batch: TokenBatch, at: jax.Array | None = None) -> jax.Array:
     """Logits float32[B,Q,2] that the words around each position claim something of their step's picture (CLAIMED), and that the
     picture does not show it (DENIED); NOTHING where no word of a step stands, and where its step has no picture.
@@ -154,22 +165,15 @@ class Judge(nnx.Module):
     word = (batch.modality == TEXT) & ~batch.forced & ~opens & (batch.step >= 0)
     picture = (batch.modality == CODES) & (batch.step >= 0)
 
-    def near(a: jax.Array, i: int) -> jax.Array:
-      """What stands i positions behind each, 0 beyond the row."""
-      a = jnp.pad(a, ((0, 0), (REACH, AHEAD), *[(0, 0)] * (a.ndim - 2)))
-      if at is None:
-        return a[:, REACH + i:a.shape[1] - AHEAD + i]
-      return jnp.take_along_axis(a, (at + REACH + i).reshape(*at.shape, *[1] * (a.ndim - 2)), axis=1)
-
-    here = near(word, 0)
-    step, document = near(batch.step, 0), near(batch.document, 0)
-    same = lambda i: near(word, i) & (near(batch.step, i) == step) & (near(batch.document, i) == document)
-    words, distances = self.match_word_embedding[...][batch.text], range(1 - REACH, 1 + AHEAD)
-    heard = [jnp.where(same(i)[..., None], near(words, i), 0.0) for i in distances]
-    weights = sum(word @ kernel for word, kernel in zip(heard, self.match_weight_embedding[...], strict=True))
-    weights = jnp.moveaxis(2 * jax.nn.sigmoid(WEIGHED * weights), -1, 0)[..., None]
-    asked = sum((weight * word) @ kernel for weight, word, kernel in zip(
-        weights, heard, self.match_distance_embedding[...], strict=True)).astype(jnp.float32)
+    around = lambda a, i: near(a, i) if at is None else jnp.take_along_axis(near(a, i), at, axis=1)
+    here, step, document = (around(a, 0) for a in (word, batch.step, batch.document))
+    distances = range(1 - REACH, 1 + AHEAD)
+    heard = jnp.stack([around(word, i) & (around(batch.step, i) == step) & (around(batch.document, i) == document)
+                       for i in distances]).astype(jnp.float32)
+    said = functools.partial(spoken, self.match_word_embedding[...], ids=jnp.stack([around(batch.text, i) for i in distances]))
+    weights = said(self.match_weight_embedding[...], weights=heard)
+    weights = heard * jnp.moveaxis(2 * jax.nn.sigmoid(WEIGHED * weights), -1, 0)
+    asked = said(self.match_distance_embedding[...], weights=weights).astype(jnp.float32)
     asked, (gate, bias, claimed) = asked[..., :MATCH], jnp.moveaxis(asked[..., MATCH:], -1, 0)
     place = self.match_place_embedding[...][jnp.clip(places_of(batch.modality), 0, len(self.match_place_embedding) - 1)]
     of = lambda table: jnp.sum(table[...][batch.codes], axis=-2)
@@ -211,6 +215,35 @@ class Judge(nnx.Module):
     gaps = jnp.cumsum(jax.nn.softplus(raw[..., 1:] + GAP), axis=-1)
     first = raw[..., :1]
     return jnp.concatenate([first, first - gaps], axis=-1)
+
+
+def near(a: jax.Array, i: int) -> jax.Array:
+  """What stands i positions behind each of [B,T], 0 beyond the row."""
+  t = a.shape[1]
+  return jnp.pad(a, ((0, 0), (max(-i, 0), max(i, 0))))[:, max(i, 0):max(i, 0) + t]
+
+
+@jax.custom_vjp
+def spoken(words: jax.Array, kernels: jax.Array, ids: jax.Array, weights: jax.Array) -> jax.Array:
+  """Words that stand at N distances, each through the kernel of its distance, in all [...,o]: the sum over n of
+  weights[n] words[ids[n]] kernels[n].
+
+  Args:
+    words: [V,m]. kernels: [N,m,o]. ids: int32[N,...]. weights: [N,...].
+  """
+  if len(words) > ids[0].size:
+    return _spoken(words, kernels, ids, weights)
+  # Every word goes through the kernels once, and is looked up where it stands.
+  through = jnp.einsum('vm,nmo->nvo', words, kernels)
+  return sum(weights[n][..., None] * through[n][ids[n]] for n in range(len(kernels)))
+
+
+def _spoken(words: jax.Array, kernels: jax.Array, ids: jax.Array, weights: jax.Array) -> jax.Array:
+  return sum((weights[n][..., None] * words[ids[n]]) @ kernels[n] for n in range(len(kernels)))
+
+
+# A gradient that adds rows up one by one where they were looked up takes three times as long as that of the products.
+spoken.defvjp(lambda *args: (spoken(*args), args), lambda args, cotangent: jax.vjp(_spoken, *args)[1](cotangent))
 
 
 def sums(batch: TokenBatch, marked: jax.Array) -> jax.Array:

@@ -134,10 +134,12 @@ class Backbone(nnx.Module):
     padded = jnp.concatenate([self.empty_recent(1), plain], axis=1)
     return padded[:, padded.shape[1] - (self.config.mix - 1):]
 
-  def __call__(self, batch: TokenBatch, features: jax.Array | None = None) -> jax.Array:
-    """Hidden states [B,T,d] of packed rows."""
+  def __call__(self, batch: TokenBatch, features: jax.Array | None = None, beside: jax.Array | None = None) -> jax.Array:
+    """Hidden states [B,T,d] of packed rows; `beside` [B,T,d] is added to their embeddings."""
     x = self.embed(batch.text, batch.codes, batch.modality, places_of(batch.modality), features)
     x = self.mix(x, self.empty_recent(x.shape[0]), batch.position)
+    if beside is not None:
+      x = x + beside
     return self.trunk(x, batch.position, same_document(batch.document))
 
   def answers(self, batch: TokenBatch, prompt: int, share: int = 1) -> jax.Array:

@@ -61,11 +61,13 @@ class Asked(NamedTuple):
 
 
 class AnswerScore(NamedTuple):
-  """Scores of a whole answer (`step` -1) and of each asked step, and what those steps ask."""
+  """Scores of a whole answer (`step` -1) and of each asked step, what those steps ask, and the scene that each step's picture
+  is held against, None without one: open where the question is and the picture settles nothing."""
 
   whole: Score
   steps: tuple[Score, ...]
   asked: tuple[Asked, ...]
+  goals: tuple[Scene | None, ...]
 
 
 class Item(NamedTuple):
@@ -252,7 +254,7 @@ def score_readings(item: Item, readings: Sequence[Reading | None], previous: Rea
     plan = _plan(requests, trusted)
   except Impossible:
     return None
-  steps, goals = [], []
+  steps, values, goals = [], [], []
   goal, shown = plan[0].before, previous.scene if previous is not None else None
   for j, asked in enumerate(plan):
     text, reading = (item.steps[j][0], readings[j]) if j < len(item.steps) else (None, None)
@@ -266,22 +268,26 @@ def score_readings(item: Item, readings: Sequence[Reading | None], previous: Rea
         goal = asked.after
     tcc = _tcc(text, asked) if text else 0.0
     icc = given = iq = its = 0.0
+    held = None
     if reading is not None:
       iq = reading.quality
       given = icc = _icc(goal, asked.action, reading.scene)
+      held = goal
       local = _after_shown(asked, shown) if shown is not None else None
-      if local is not None:
-        given = max(icc, _icc(local, asked.action, reading.scene))
+      if local is not None and _icc(local, asked.action, reading.scene) > icc:
+        given, held = _icc(local, asked.action, reading.scene), local
+      held = bind(held, reading.scene)
       its = its_of(text, reading.scene) if text else 0.0
     steps.append(Score(turn, j, tcc, given, iq, its))
-    goals.append((tcc, icc, iq, its))
+    values.append((tcc, icc, iq, its))
+    goals.append(held)
     if reading is not None:
       shown = reading.scene
       if reading.quality >= _TRUSTED:
         goal = bind(goal, shown)
   kept = max(0.0, 1 - _EXTRA_STEP * max(0, len(item.steps) - len(plan)))
-  means = np.mean(goals, axis=0) * (kept, kept, 1.0, kept)
-  return AnswerScore(Score(turn, -1, *(float(value) for value in means)), tuple(steps), tuple(plan))
+  means = np.mean(values, axis=0) * (kept, kept, 1.0, kept)
+  return AnswerScore(Score(turn, -1, *(float(value) for value in means)), tuple(steps), tuple(plan), tuple(goals))
 
 
 def score_answers(items: Sequence[Item], *, jitter: int = 0, turn: int = 0) -> list[AnswerScore | None]:

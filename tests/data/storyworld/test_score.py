@@ -141,7 +141,9 @@ def test_wordings_and_layouts_are_free():
       first = scene(0, [Object(0, 0, size, cells[0]), Object(1, 1, 0, cells[1])])
       second = scene(0, [Object(2, 0, size, cells[0]), Object(1, 1, 0, cells[1])])
       texts = (TEXTS[0], 'the red circle turns green .')
-      assert score_answer([open_question], _steps(first, second, texts)).whole.values() == (5, 5, 5, 5)
+      free = score_answer([open_question], _steps(first, second, texts))
+      assert free.whole.values() == (5, 5, 5, 5)
+      assert free.goals == (first, second)  # what the question leaves open is as the pictures show it
       elsewhere = scene(0, [Object(2, 0, size, 7), Object(1, 1, 0, cells[1])])
       assert score_answer([open_question], _steps(first, elsewhere, texts)).whole.icc < 4.6  # it did not stay
 
@@ -150,6 +152,7 @@ def test_missing_parts_give_zeros():
   score = score_answer([QUESTION], [(None, render(START)), (TEXTS[1], None)])
   assert score.steps[0].values() == (0, 5, 5, 0)
   assert score.steps[1].values() == (5, 0, 0, 0)
+  assert score.goals == (START, None)
   empty = score_answer([QUESTION], [])
   assert empty.whole.values() == (0, 0, 0, 0)
   assert len(empty.steps) == 2
@@ -169,8 +172,10 @@ def test_a_step_is_judged_given_the_steps_before():
   kept = score_answer([QUESTION], _steps(wrong, carried))
   assert kept.steps[0].icc < 4.5
   assert kept.steps[1].icc == 5  # it does what it should to the scene shown before
+  assert kept.goals == (START, carried)
   back = score_answer([QUESTION], _steps(wrong, MOVED))
   assert back.steps[1].icc == 5  # or goes back to what was asked
+  assert back.goals == (START, MOVED)
   assert kept.whole.icc < back.whole.icc < 5
 
 
