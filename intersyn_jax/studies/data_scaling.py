@@ -27,7 +27,7 @@ from intersyn_jax.stages.common import Run, run_stage
 from intersyn_jax.stages.evaluate import read_scores
 from intersyn_jax.studies import table
 from intersyn_jax.studies.main_job import PROMPTS
-from intersyn_jax.studies.seeds import run_stages, study, train_control, without_control
+from intersyn_jax.studies.seeds import run_stages, seeded, study, train_control
 from intersyn_jax.training.progress import duration
 
 STAGES = ('data', 'tokenizer', 'warmup', 'judge', 'synthesize', 'finetune')
@@ -64,7 +64,7 @@ def run(config: ml_collections.ConfigDict, workdir: str, seeds: Sequence[int], c
 
 def of_seed(config: ml_collections.ConfigDict, seed: int) -> ml_collections.ConfigDict:
   """The configuration of one seed: 200 % of the conversations, and prompts enough for a claim."""
-  mine = without_control(config, seed)
+  mine = seeded(config, seed)
   mine.synthesize.conversations = 2 * config.synthesize.conversations
   mine.synthesize.unrefined = True
   mine.evaluate.prompts = max(config.evaluate.prompts, min(PROMPTS, config.data.counts.test))

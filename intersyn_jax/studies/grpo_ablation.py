@@ -25,7 +25,7 @@ from intersyn_jax.stages.parts import Parts
 from intersyn_jax.stages.warmup import train
 from intersyn_jax.studies import table
 from intersyn_jax.studies.main_job import PROMPTS
-from intersyn_jax.studies.seeds import run_stages, study, without_control
+from intersyn_jax.studies.seeds import run_stages, seeded, study
 from intersyn_jax.training import checkpoints
 from intersyn_jax.training.metrics import read_rows
 from intersyn_jax.training.progress import duration
@@ -58,6 +58,9 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
 """Fields of `config.grpo` that a setting changes."""
 
 NONE, WARMUP, LONG, FULL = 'none', 'warmup', 'warmup_long', 'full'
+OLDER = 300
+"""Steps by which the stage's `warmup_long`, on which the judge is tested, is older than `warmup`; the control is trained here."""
+
 PAIRS = tuple((a, b) for b in (LONG, *SETTINGS) for a in (WARMUP, LONG, FULL) if a != b)
 
 FINDINGS = (
@@ -101,8 +104,9 @@ def run(config: ml_collections.ConfigDict, workdir: str, seeds: Sequence[int], c
 
 def of_seed(config: ml_collections.ConfigDict, seed: int) -> ml_collections.ConfigDict:
   """The configuration of one seed and of the setting `full`: the warm-up model is where GRPO begins; no writer."""
-  mine = without_control(config, seed)
+  mine = seeded(config, seed)
   mine.writer.steps = 0
+  mine.warmup.long_steps = min(OLDER, config.warmup.long_steps)
   mine.judge.init = mine.grpo.init = WARMUP
   regroup(mine.grpo, GROUP)
   mine.evaluate.decodings = ('sampled',)

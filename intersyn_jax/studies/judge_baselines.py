@@ -1,9 +1,9 @@
 """Study `judge_baselines`: SynJudge beside its baselines in several seeds, and how it ranks answers of real policies.
 
-Each seed has its own work folder WORKDIR/seed<k> with the stages that a judge needs: `data`, `tokenizer`, `warmup` (the writer is
-of no use here: `--config.writer.steps=0` leaves it out, where no other study shares the folder), `judge`, and `grpo` from
-the warm-up model under that judge. Then the warm-up and the GRPO policy each answer the same prompts of the validation split
-several times, and judge and ground truth rank the answers to each prompt.
+Each seed has its own work folder WORKDIR/seed<k> with the pipeline up to `grpo`, which may be that of `main_job`. Alone it needs
+less: with `--config.grpo.init=warmup --config.writer.steps=0` GRPO begins with the warm-up model, and SEIR is left out. Then the
+warm-up and the GRPO policy each answer the same prompts of the validation split several times, and judge and ground truth rank
+the answers to each prompt.
 
 Rows: `{setting, seed, on, tcc.rmse, tcc.rmse.low, ..., tcc.a1, tcc.tau, ...}` with `on` = `held_out` (topics, generators,
 combinations and strengths of flaws that training has not) or `unseen_flaws` (kinds of flaws that training has not, for
@@ -28,15 +28,15 @@ from intersyn_jax.evaluation.truth import truth
 from intersyn_jax.interleave import layout
 from intersyn_jax.interleave.types import DIMENSIONS, text_of
 from intersyn_jax.judge import metrics
+from intersyn_jax.stages import PIPELINE
 from intersyn_jax.stages.common import Run, read_json
 from intersyn_jax.stages.evaluate import DECODINGS, judged
 from intersyn_jax.stages.judge import BASELINES
 from intersyn_jax.stages.parts import Parts, identity
-from intersyn_jax.studies.seeds import run_stages, study, without_control
+from intersyn_jax.studies.seeds import run_stages, seeded, study
 from intersyn_jax.training.metrics import replace_text
 from intersyn_jax.training.progress import duration
 
-STAGES = ('data', 'tokenizer', 'warmup', 'judge', 'grpo')
 POLICIES = ('warmup', 'grpo')
 GROUP = 8
 """Answers to one prompt that are ranked."""
@@ -44,7 +44,8 @@ GROUP = 8
 PROMPTS = 128
 """Prompts at most; the validation split has as many, or fewer."""
 
-SECONDS = {'data': 60, 'tokenizer': 30, 'warmup': 250, 'judge': 1500, 'grpo': 150, 'ranking': 60}
+SECONDS = {'data': 60, 'tokenizer': 30, 'warmup': 800, 'judge': 1800, 'synthesize': 210, 'finetune': 90, 'grpo': 180,
+           'ranking': 60}
 """What stages of `tiny` take on 2 CPU cores, for the first announcement."""
 
 GOALS = {'tcc': 0.55, 'icc': 0.70, 'iq': 0.65, 'its': 0.65}
@@ -66,23 +67,28 @@ def run(config: ml_collections.ConfigDict, workdir: str, seeds: Sequence[int], c
   first.say(announcement(runs))
 
   def make(one: Run, seed: int) -> list[dict[str, Any]]:
-    run_stages(one, STAGES, runs.values())
+    run_stages(one, stages(one.config), runs.values())
     return rows_of(one, seed)
 
   return study('judge_baselines', folder, runs, make, lambda rows, done: page(rows, done, command), verdicts)
 
 
 def of_seed(config: ml_collections.ConfigDict, seed: int) -> ml_collections.ConfigDict:
-  """The configuration of one seed: every baseline, and GRPO begins with the warm-up model."""
-  mine = without_control(config, seed)
+  """The configuration of one seed: every baseline."""
+  mine = seeded(config, seed)
   mine.judge.baselines = tuple(name for name in BASELINES if name != 'endpoint')
-  mine.judge.init = mine.grpo.init = 'warmup'
   return mine.lock()
+
+
+def stages(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+  """What must be there; SEIR and `finetune` only where GRPO begins with what they make."""
+  needed = PIPELINE[:PIPELINE.index('grpo') + 1]
+  return needed if config.grpo.init == 'finetune' else tuple(s for s in needed if s not in ('synthesize', 'finetune'))
 
 
 def announcement(runs: Mapping[int, Run]) -> str:
   """A line that says how long the study will take."""
-  left = sum(SECONDS[stage] for run in runs.values() for stage in STAGES if not run.complete(stage))
+  left = sum(SECONDS[stage] for run in runs.values() for stage in stages(run.config) if not run.complete(stage))
   left += SECONDS['ranking'] * len(runs)
   return f'judge_baselines, {len(runs)} seeds: about {duration(left)} left (size tiny on 2 CPU cores)'
 

@@ -22,7 +22,7 @@ from intersyn_jax.stages.common import Run
 from intersyn_jax.stages.evaluate import PAIRS, read_scores
 from intersyn_jax.stages.parts import policy_folder
 from intersyn_jax.studies import table
-from intersyn_jax.studies.seeds import run_stages, size_of, train_control
+from intersyn_jax.studies.seeds import run_stages, seeded, size_of, train_control
 from intersyn_jax.training import checkpoints
 from intersyn_jax.training.metrics import replace_text
 from intersyn_jax.training.progress import duration
@@ -67,8 +67,7 @@ def run(config: ml_collections.ConfigDict, workdir: str, seeds: Sequence[int], c
 
 def of_seed(config: ml_collections.ConfigDict, seed: int) -> ml_collections.ConfigDict:
   """The configuration of one seed, evaluated on as many prompts as a claim needs (or as the test split has)."""
-  mine = ml_collections.ConfigDict(config.to_dict())
-  mine.seed = seed
+  mine = seeded(config, seed)
   mine.evaluate.prompts = max(config.evaluate.prompts, min(PROMPTS, config.data.counts.test))
   return mine.lock()
 

@@ -19,9 +19,6 @@ from intersyn_jax.training.metrics import replace_text
 SHARED = ('data', 'tokenizer')
 """Stages that seeds share where their configuration is the same for all."""
 
-OLDER = 300
-"""Steps by which `warmup_long` is older than `warmup` where it is no control."""
-
 
 Rows = list[dict[str, Any]]
 
@@ -52,13 +49,11 @@ def study(name: str, folder: epath.Path, runs: Mapping[int, Run], make: Callable
   return rows
 
 
-def without_control(config: ml_collections.ConfigDict, seed: int) -> ml_collections.ConfigDict:
-  """The configuration of a seed whose `warmup_long` is no control, with which only the main job compares, but a policy that is a
-  little older than `warmup`, on which the judge is tested. Studies that leave the stages they share at the same values can share
-  a work folder."""
+def seeded(config: ml_collections.ConfigDict, seed: int) -> ml_collections.ConfigDict:
+  """The configuration of a seed, to be changed further. Studies that leave the stages they share at the same values can share a
+  work folder."""
   mine = ml_collections.ConfigDict(config.to_dict())
   mine.seed = seed
-  mine.warmup.long_steps = min(OLDER, config.warmup.long_steps)
   return mine
 
 

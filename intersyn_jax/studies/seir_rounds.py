@@ -44,7 +44,7 @@ from intersyn_jax.stages import synthesize
 from intersyn_jax.stages.common import Run, read_json
 from intersyn_jax.stages.parts import Parts, identity
 from intersyn_jax.studies import table
-from intersyn_jax.studies.seeds import run_stages, study, without_control
+from intersyn_jax.studies.seeds import run_stages, seeded, study
 from intersyn_jax.synthesis import engine, seir
 from intersyn_jax.synthesis.interfaces import Address, Crew, Look, Reply, Request, Result, Ticket, Worker, Write
 from intersyn_jax.synthesis.seir import Job, Method, Rounds
@@ -126,7 +126,7 @@ def run(config: ml_collections.ConfigDict, workdir: str, seeds: Sequence[int], c
 
 def of_seed(config: ml_collections.ConfigDict, seed: int) -> ml_collections.ConfigDict:
   """The configuration of one seed."""
-  return without_control(config, seed).lock()
+  return seeded(config, seed).lock()
 
 
 def rows_of(run: Run, seed: int) -> list[dict[str, Any]]:

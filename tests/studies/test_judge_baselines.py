@@ -69,10 +69,11 @@ def test_rows_come_from_the_stage(tmp_path, monkeypatch):
 
 def test_configuration_of_a_seed():
   config = ml_collections.ConfigDict(dict(
-      seed=0, warmup=dict(long_steps=9), writer=dict(steps=9), data=dict(source='opening'),
-      judge=dict(init='writer', source='', baselines=('mean',)), grpo=dict(init='finetune')))
+      seed=0, data=dict(source='opening'), judge=dict(source='', baselines=('mean',)), grpo=dict(init='finetune')))
   mine = judge_baselines.of_seed(config, 2)
-  assert (mine.seed, mine.writer.steps, mine.warmup.long_steps) == (2, 9, 9) and mine.judge.init == mine.grpo.init == 'warmup'
+  assert mine.seed == 2 and judge_baselines.stages(mine)[-3:] == ('synthesize', 'finetune', 'grpo')
+  config.grpo.init = 'warmup'
+  assert judge_baselines.stages(config) == ('data', 'tokenizer', 'warmup', 'judge', 'grpo')
   assert mine.judge.baselines == ('mean', 'likelihood', 'clip', 'without_images', 'without_text')
   with pytest.raises(UserError, match=r'data\.source is storyworld'):
     judge_baselines.run(config, 'nowhere', (0,), 'x')
