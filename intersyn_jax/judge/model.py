@@ -109,12 +109,12 @@ class Judge(nnx.Module):
     self.score_head = param(rngs, (d, n * TOP), ('embed', 'width'), normal(0.02))
     self.score_bias = param(rngs, (n * TOP,), ('width',), constant(0.0))
 
-  def __call__(self, batch: TokenBatch, at: jax.Array | None = None, told: bool = True) -> Reading:
+  def __call__(self, batch: TokenBatch, at: jax.Array | None = None, told: bool = True, shown: bool = True) -> Reading:
     """Reads packed rows [B,T].
 
     Args:
       at: int32[B,Q], the positions whose hidden states are given; None are all T.
-      told: where no row holds a text of an answer, False gives the same for less.
+      told, shown: where no row holds a text of an answer, or no picture, False gives the same for less.
     """
     hidden = self.backbone(batch, beside=self.phrases(batch))
     dtype = hidden.dtype
@@ -126,7 +126,7 @@ class Judge(nnx.Module):
     fit = jnp.sum(product, axis=-1, keepdims=True) * self.compare_scale[...].astype(dtype)
     x = hidden + project(product, self.compare_kernel) + fit
     marks = (x @ self.mark_head[...].astype(dtype)).astype(jnp.float32)
-    marks = marks.at[..., CLAIMED:DENIED + 1].add(self.matches(batch) if told else NOTHING)
+    marks = marks.at[..., CLAIMED:DENIED + 1].add(self.matches(batch, shown=shown) if told else NOTHING)
     marked = jax.nn.sigmoid(marks)
     marked = marked.at[..., DENIED].multiply(marked[..., CLAIMED])
     x = x + marked.astype(dtype) @ self.mark_embedding[...].astype(dtype)
@@ -149,7 +149,7 @@ class Judge(nnx.Module):
     said = spoken(self.match_word_embedding[...], self.phrase_embedding[...], ids, heard.astype(jnp.float32))
     return said.astype(self.backbone.config.trunk.dtype)
 
-  def matches(self, batch: TokenBatch, at: jax.Array | None = None) -> jax.Array:
+  def matches(self, batch: TokenBatch, at: jax.Array | None = None, shown: bool = True) -> jax.Array:
     """Logits float32[B,Q,2] that the words around each position claim something of their step's picture (CLAIMED), and that the
     picture does not show it (DENIED); NOTHING where no word of a step stands, and where its step has no picture.
 
@@ -159,6 +159,7 @@ class Judge(nnx.Module):
 
     Args:
       at: int32[B,Q], the positions; None are all T.
+      shown: False where no row has a picture.
     """
     block = (batch.modality == CODES) | batch.forced
     opens = jnp.pad(block[:, 1:], ((0, 0), (0, 1)))  # the token that begins an image is no word
@@ -175,9 +176,12 @@ class Judge(nnx.Module):
     weights = heard * jnp.moveaxis(2 * jax.nn.sigmoid(WEIGHED * weights), -1, 0)
     asked = said(self.match_distance_embedding[...], weights=weights).astype(jnp.float32)
     asked, (gate, bias, claimed) = asked[..., :MATCH], jnp.moveaxis(asked[..., MATCH:], -1, 0)
+    claimed = jnp.where(here, claimed - 3.0, NOTHING)  # little is claimed at the start
+    if not shown:
+      return jnp.stack([claimed, jnp.full_like(claimed, NOTHING)], axis=-1)
     place = self.match_place_embedding[...][jnp.clip(places_of(batch.modality), 0, len(self.match_place_embedding) - 1)]
     of = lambda table: jnp.sum(table[...][batch.codes], axis=-2)
-    shown, common = of(self.match_code_embedding) + place, of(self.match_mean_embedding)
+    codes, common = of(self.match_code_embedding) + place, of(self.match_mean_embedding)
     filled = jax.nn.sigmoid(self.filled(batch))
 
     def best(piece: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
@@ -190,15 +194,14 @@ class Judge(nnx.Module):
       counted = jnp.sum(asked * (number @ self.match_count_embedding[...]), axis=-1, keepdims=True)
       fit = lambda there: jnp.einsum('btm,bsm->bts', asked, there, preferred_element_type=jnp.float32)
       everywhere = total(fit(common)) / jnp.maximum(total(1.0), 1)
-      fits = [jnp.where(seen, fit(shown) * MATCH ** -0.5, -1e9), counted * MATCH ** -0.5, everywhere * MATCH ** -0.5]
+      fits = [jnp.where(seen, fit(codes) * MATCH ** -0.5, -1e9), counted * MATCH ** -0.5, everywhere * MATCH ** -0.5]
       return jax.nn.logsumexp(jnp.concatenate(fits, axis=-1), axis=-1), jnp.any(seen, axis=-1)
 
     found, there = by_chunks(best, (asked, step, document), MATCHED)
-    # Constants for the start: little is claimed, a fit of 3 is neither shown nor denied, and the gate, which says how much a fit
-    # counts and turns it round for what is gone, is near 1.
+    # At the start a fit of 3 is neither shown nor denied, and the gate, which says how much a fit counts and turns it round for
+    # what is gone, is near 1.
     denied = bias - (1 + 0.1 * gate) * (found - 3.0)
-    known = jnp.stack([here, here & there], axis=-1)
-    return jnp.where(known, jnp.stack([claimed - 3.0, denied], axis=-1), NOTHING)
+    return jnp.stack([claimed, jnp.where(here & there, denied, NOTHING)], axis=-1)
 
   def filled(self, batch: TokenBatch) -> jax.Array:
     """Logits float32[B,T] that an object stands at a place of a picture, by its codes alone."""
@@ -460,5 +463,6 @@ class SynJudge:
 def read(model: Judge, view: View, dimension: int) -> tuple[jax.Array, jax.Array]:
   """Cumulative logits of one dimension from one view: of its steps [B,S,K] and of the whole [B,K], in one causal pass."""
   places = jnp.concatenate([jnp.maximum(view.ends, 0).reshape(len(view.end), -1), view.end[:, None]], axis=1)
-  logits = model.logits(model(view.tokens, places, told=dimension in (TCC, ITS)).hidden)[..., dimension, :]
+  reading = model(view.tokens, places, told=dimension in (TCC, ITS), shown=dimension != TCC)
+  logits = model.logits(reading.hidden)[..., dimension, :]
   return logits[:, :-1], logits[:, -1]
