@@ -23,11 +23,12 @@ from intersyn_jax.errors import UserError
 from intersyn_jax.interleave.layout import CODES, TEXT, Layout, TokenBatch
 from intersyn_jax.interleave.types import DIMENSIONS
 from intersyn_jax.judge import calibration, views
+from intersyn_jax.judge.matching import COUNTED, NOTHING, Matching
 from intersyn_jax.judge.views import IQ, ITS, TCC, View, Views, Widths
 from intersyn_jax.models import lora
 from intersyn_jax.models.definition import Definition, Params, constant, normal, param
 from intersyn_jax.models.trunk import Trunk, project, same_document
-from intersyn_jax.models.unified import Backbone, ModelConfig, by_chunks, places_of
+from intersyn_jax.models.unified import Backbone, ModelConfig
 
 TOP = 5
 """K: the highest score, and how many cumulative questions there are."""
@@ -36,22 +37,7 @@ MARKS = 5
 """M: how many kinds of marks there are (`labelled.MARKS`)."""
 
 CLAIMED, DENIED, FILLED = 1, 2, 4
-"""The kinds of marks that `Judge.matches`, and `Judge.filled`, tell."""
-
-COUNTED = 4
-"""Up to which number what is marked is counted one by one (`counts`)."""
-
-REACH, AHEAD, MATCH = 10, 4, 96
-"""How many words a match reads, up to the one where it stands and after it ("the red circle", "... is gone"), and its width."""
-
-WEIGHED = 0.03
-"""How fast the weights of words learn beside all else of a match: they change what the kernels behind them have learnt."""
-
-NOTHING = -30.0
-"""Logit of a mark where there can be none."""
-
-MATCHED = 256
-"""Positions that are matched at once."""
+"""The kinds of marks that matching tells."""
 
 GAP = 1.0
 """Where the distance of neighbouring logits starts (before softplus)."""
@@ -79,9 +65,9 @@ class Judge(nnx.Module):
   is the logit of what was written; in training they also learn to say what should have been (`Labelled.expected`). From there
   one more head marks positions (`labelled.MARKS`): facts of a text that are not asked for, or not shown, and places of a picture
   that are not as they should be. Labelled answers know of them, and so many labels an answer teach binding of objects to places
-  and names that a few scores do not. What a place shows is lost in the policy's states, which tell what comes next, so that what
-  a text claims of its picture is looked up there by embeddings of the judge's own (`matches`). How much is marked is counted,
-  which attention, a mean, does badly. The reader, layers of the judge's own, gathers all this up to where a score is read.
+  and names that a few scores do not. Phrases, and what a text claims of its picture, are read through embeddings of the judge's
+  own (`matching`). How much is marked is counted, which attention, a mean, does badly. The reader, layers of the judge's own,
+  gathers all this up to where a score is read.
   """
 
   def __init__(self, config: ModelConfig, reader: int, rngs: nnx.Rngs):
@@ -91,17 +77,7 @@ class Judge(nnx.Module):
     self.expected_code_embedding = param(rngs, (config.codebook, d), ('codes', 'embed'), normal(0.02))
     self.compare_kernel = param(rngs, (d, d), ('embed', 'mlp'), normal(0.02))
     self.compare_scale = param(rngs, (d,), ('width',), normal(0.1))
-    self.match_word_embedding = param(rngs, (config.vocabulary, MATCH), ('vocab', 'width'), normal(0.3))
-    self.match_distance_embedding = param(
-        rngs, (REACH + AHEAD, MATCH, MATCH + 3), ('places', 'width', None), normal(MATCH ** -0.5))
-    self.phrase_embedding = param(rngs, (REACH, MATCH, d), ('places', 'width', 'embed'), normal(0.02))
-    self.match_weight_embedding = param(
-        rngs, (REACH + AHEAD, MATCH, REACH + AHEAD), ('places', 'width', None), normal(0.1 * MATCH ** -0.5))
-    self.match_code_embedding = param(rngs, (config.codebook, MATCH), ('codes', 'width'), normal(0.3))
-    self.match_mean_embedding = param(rngs, (config.codebook, MATCH), ('codes', 'width'), normal(0.3))
-    self.match_place_embedding = param(rngs, (config.places, MATCH), ('places', 'width'), normal(0.3))
-    self.match_object_embedding = param(rngs, (config.codebook,), ('codes',), normal(1.0))
-    self.match_count_embedding = param(rngs, (2 + COUNTED, MATCH), ('width', None), normal(0.3))
+    self.matching = Matching(config, rngs)
     self.mark_head = param(rngs, (d, MARKS), ('embed', 'width'), normal(0.02))
     self.mark_embedding = param(rngs, (MARKS, d), ('width', 'embed'), normal(0.1))
     self.sum_embedding = param(rngs, ((4 * MARKS + 1) * (1 + COUNTED), d), ('width', 'embed'), normal(0.1))
@@ -116,7 +92,7 @@ class Judge(nnx.Module):
       at: int32[B,Q], the positions whose hidden states are given; None are all T.
       told, shown: where no row holds a text of an answer, or no picture, False gives the same for less.
     """
-    hidden = self.backbone(batch, beside=self.phrases(batch))
+    hidden = self.backbone(batch, beside=self.matching.phrases(batch))
     dtype = hidden.dtype
     words = self.expected_text_embedding[...].astype(dtype)[batch.text]
     picture = jnp.sum(self.expected_code_embedding[...].astype(dtype)[batch.codes], axis=-2)
@@ -126,7 +102,7 @@ class Judge(nnx.Module):
     fit = jnp.sum(product, axis=-1, keepdims=True) * self.compare_scale[...].astype(dtype)
     x = hidden + project(product, self.compare_kernel) + fit
     marks = (x @ self.mark_head[...].astype(dtype)).astype(jnp.float32)
-    marks = marks.at[..., CLAIMED:DENIED + 1].add(self.matches(batch, shown=shown) if told else NOTHING)
+    marks = marks.at[..., CLAIMED:DENIED + 1].add(self.matching(batch, shown=shown) if told else NOTHING)
     marked = jax.nn.sigmoid(marks)
     marked = marked.at[..., DENIED].multiply(marked[..., CLAIMED])
     x = x + marked.astype(dtype) @ self.mark_embedding[...].astype(dtype)
@@ -139,74 +115,6 @@ class Judge(nnx.Module):
     reader = self.reader if at is None else functools.partial(self.reader.at, at=at)
     return Reading(reader(x, batch.position, documents), marks, before)
 
-  def phrases(self, batch: TokenBatch) -> jax.Array:
-    """What is read beside each word, [B,T,d]: the words up to it, each through the kernel of its distance. So the one layer whose
-    places of a picture look for the words about them finds what "red circle top left" says at a single position."""
-    word = (batch.modality == TEXT) & ~batch.forced
-    distances = range(1 - REACH, 1)
-    heard = jnp.stack([word & near(word, i) & (near(batch.document, i) == batch.document) for i in distances])
-    ids = jnp.stack([near(batch.text, i) for i in distances])
-    said = spoken(self.match_word_embedding[...], self.phrase_embedding[...], ids, heard.astype(jnp.float32))
-    return said.astype(self.backbone.config.trunk.dtype)
-
-  def matches(self, batch: TokenBatch, at: jax.Array | None = None, shown: bool = True) -> jax.Array:
-    """Logits float32[B,Q,2] that the words around each position claim something of their step's picture (CLAIMED), and that the
-    picture does not show it (DENIED); NOTHING where no word of a step stands, and where its step has no picture.
-
-    The words, each through the kernel of its distance, ask for codes at places, for a number of objects, or for what most of the
-    picture is; the best fit among all places, the number and the mean answers (late interaction, Khattab and Zaharia 2020). How
-    much a word counts is for all words around it to say: in "the red circle turns green" the colour asked for is the last one.
-
-    Args:
-      at: int32[B,Q], the positions; None are all T.
-      shown: False where no row has a picture.
-    """
-    block = (batch.modality == CODES) | batch.forced
-    opens = jnp.pad(block[:, 1:], ((0, 0), (0, 1)))  # the token that begins an image is no word
-    word = (batch.modality == TEXT) & ~batch.forced & ~opens & (batch.step >= 0)
-    picture = (batch.modality == CODES) & (batch.step >= 0)
-
-    around = lambda a, i: near(a, i) if at is None else jnp.take_along_axis(near(a, i), at, axis=1)
-    here, step, document = (around(a, 0) for a in (word, batch.step, batch.document))
-    distances = range(1 - REACH, 1 + AHEAD)
-    heard = jnp.stack([around(word, i) & (around(batch.step, i) == step) & (around(batch.document, i) == document)
-                       for i in distances]).astype(jnp.float32)
-    said = functools.partial(spoken, self.match_word_embedding[...], ids=jnp.stack([around(batch.text, i) for i in distances]))
-    weights = said(self.match_weight_embedding[...], weights=heard)
-    weights = heard * jnp.moveaxis(2 * jax.nn.sigmoid(WEIGHED * weights), -1, 0)
-    asked = said(self.match_distance_embedding[...], weights=weights).astype(jnp.float32)
-    asked, (gate, bias, claimed) = asked[..., :MATCH], jnp.moveaxis(asked[..., MATCH:], -1, 0)
-    claimed = jnp.where(here, claimed - 3.0, NOTHING)  # little is claimed at the start
-    if not shown:
-      return jnp.stack([claimed, jnp.full_like(claimed, NOTHING)], axis=-1)
-    place = self.match_place_embedding[...][jnp.clip(places_of(batch.modality), 0, len(self.match_place_embedding) - 1)]
-    of = lambda table: jnp.sum(table[...][batch.codes], axis=-2)
-    codes, common = of(self.match_code_embedding) + place, of(self.match_mean_embedding)
-    filled = jax.nn.sigmoid(self.filled(batch))
-
-    def best(piece: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
-      """How well what is asked for fits anything there, and whether there is a picture."""
-      asked, step, document = piece
-      seen = picture[:, None] & (batch.step[:, None] == step[..., None]) & (batch.document[:, None] == document[..., None])
-      total = lambda fit: jnp.sum(jnp.where(seen, fit, 0.0), axis=-1, keepdims=True)
-      number = total(filled[:, None])
-      number = jnp.concatenate([jnp.ones_like(number), jnp.clip(number - jnp.arange(1 + COUNTED), 0.0, 1.0)], axis=-1)
-      counted = jnp.sum(asked * (number @ self.match_count_embedding[...]), axis=-1, keepdims=True)
-      fit = lambda there: jnp.einsum('btm,bsm->bts', asked, there, preferred_element_type=jnp.float32)
-      everywhere = total(fit(common)) / jnp.maximum(total(1.0), 1)
-      fits = [jnp.where(seen, fit(codes) * MATCH ** -0.5, -1e9), counted * MATCH ** -0.5, everywhere * MATCH ** -0.5]
-      return jax.nn.logsumexp(jnp.concatenate(fits, axis=-1), axis=-1), jnp.any(seen, axis=-1)
-
-    found, there = by_chunks(best, (asked, step, document), MATCHED)
-    # At the start a fit of 3 is neither shown nor denied, and the gate, which says how much a fit counts and turns it round for
-    # what is gone, is near 1.
-    denied = bias - (1 + 0.1 * gate) * (found - 3.0)
-    return jnp.stack([claimed, jnp.where(here & there, denied, NOTHING)], axis=-1)
-
-  def filled(self, batch: TokenBatch) -> jax.Array:
-    """Logits float32[B,T] that an object stands at a place of a picture, by its codes alone."""
-    return jnp.sum(self.match_object_embedding[...][batch.codes], axis=-1).astype(jnp.float32)
-
   def expected(self, before: jax.Array) -> jax.Array:
     """Logits float32[...,C] of the code that should stand next, of states [...,d] right before it."""
     return (before @ self.expected_code_embedding[...].astype(before.dtype).T).astype(jnp.float32)
@@ -218,35 +126,6 @@ class Judge(nnx.Module):
     gaps = jnp.cumsum(jax.nn.softplus(raw[..., 1:] + GAP), axis=-1)
     first = raw[..., :1]
     return jnp.concatenate([first, first - gaps], axis=-1)
-
-
-def near(a: jax.Array, i: int) -> jax.Array:
-  """What stands i positions behind each of [B,T], 0 beyond the row."""
-  t = a.shape[1]
-  return jnp.pad(a, ((0, 0), (max(-i, 0), max(i, 0))))[:, max(i, 0):max(i, 0) + t]
-
-
-@jax.custom_vjp
-def spoken(words: jax.Array, kernels: jax.Array, ids: jax.Array, weights: jax.Array) -> jax.Array:
-  """Words that stand at N distances, each through the kernel of its distance, in all [...,o]: the sum over n of
-  weights[n] words[ids[n]] kernels[n].
-
-  Args:
-    words: [V,m]. kernels: [N,m,o]. ids: int32[N,...]. weights: [N,...].
-  """
-  if len(words) > ids[0].size:
-    return _spoken(words, kernels, ids, weights)
-  # Every word goes through the kernels once, and is looked up where it stands.
-  through = jnp.einsum('vm,nmo->nvo', words, kernels)
-  return sum(weights[n][..., None] * through[n][ids[n]] for n in range(len(kernels)))
-
-
-def _spoken(words: jax.Array, kernels: jax.Array, ids: jax.Array, weights: jax.Array) -> jax.Array:
-  return sum((weights[n][..., None] * words[ids[n]]) @ kernels[n] for n in range(len(kernels)))
-
-
-# A gradient that adds rows up one by one where they were looked up takes three times as long as that of the products.
-spoken.defvjp(lambda *args: (spoken(*args), args), lambda args, cotangent: jax.vjp(_spoken, *args)[1](cotangent))
 
 
 def sums(batch: TokenBatch, marked: jax.Array) -> jax.Array:

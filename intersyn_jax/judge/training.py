@@ -242,12 +242,12 @@ ALIGNED = ('claimed', 'denied', 'filled')
 _ALIGNED_AT = 48
 """Positions of a row that `align_loss_of` reads, at most."""
 
-MATCHES, OTHERS = r'^match_', r'^(?!match_)'
-"""`OptimizerConfig.frozen` of the parameters of `Judge.matches`, and of all others."""
+MATCHES, OTHERS = r'^matching/(?!phrase)', r'^(?!matching/)'
+"""`OptimizerConfig.frozen` of what aligning has taught, and of what it leaves alone."""
 
 
 def align_loss_of(definition: Definition) -> Callable[[Params, Batch, jax.Array], dict[str, tuple[jax.Array, jax.Array]]]:
-  """Losses as `loss_of` gives, of `Judge.matches` alone: whether words claim something of the picture (`claimed`), whether it
+  """Losses as `loss_of` gives, of `Judge.matching` alone: whether words claim something of the picture (`claimed`), whether it
   does not show it (`denied`), and where it has objects (`filled`). Of every row it reads all claims and some other words.
 
   Words and codes are brought together by many examples, and none of the layers: a step costs a small part of one of the whole
@@ -258,9 +258,9 @@ def align_loss_of(definition: Definition) -> Callable[[Params, Batch, jax.Array]
     first = jnp.isfinite(label[..., 1]) + jnp.where(jnp.isfinite(label[..., 0]), jax.random.uniform(key, label.shape[:2]), -1.0)
     _, at = jax.lax.top_k(first, min(_ALIGNED_AT, first.shape[1]))
     label = jnp.take_along_axis(label, at[..., None], axis=1)
-    judge = definition.bind(params)
-    told = judge.matches(batch.tokens, at)
-    parts = ((told[..., 0], label[..., 0]), (told[..., 1], label[..., 1]), (judge.filled(batch.tokens), batch.marks[..., FILLED]))
+    matching = definition.bind(params).matching
+    told, filled = matching(batch.tokens, at), matching.filled(batch.tokens)
+    parts = ((told[..., 0], label[..., 0]), (told[..., 1], label[..., 1]), (filled, batch.marks[..., FILLED]))
     return {name: _binary(*part) for name, part in zip(ALIGNED, parts, strict=True)}
 
   return loss

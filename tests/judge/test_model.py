@@ -10,7 +10,7 @@ import pytest
 from intersyn_jax.errors import UserError
 from intersyn_jax.interleave import layout
 from intersyn_jax.interleave.types import Conversation, Image, Text, Turn
-from intersyn_jax.judge import model
+from intersyn_jax.judge import matching, model
 from intersyn_jax.judge.views import Widths
 from intersyn_jax.models.trunk import TrunkConfig
 from intersyn_jax.models.unified import ModelConfig
@@ -167,9 +167,9 @@ def test_matches_are_of_words_and_picture_of_the_same_step(judge):
     segments = tuple(s for text, picture in steps for s in (Text(text), *([small.image(plain, picture)] if picture >= 0 else [])))
     batch = layout.stack([layout.tokenise(Conversation('c', 't', (Turn((Text(question),), segments),)), bound.layout)], 96)
     view = jax.tree.map(lambda a: np.asarray(a)[0], bound.cut(batch).its.tokens)
-    found = np.asarray(module.matches(jax.tree.map(lambda a: a[None], view)))[0]
+    found = np.asarray(module.matching(jax.tree.map(lambda a: a[None], view)))[0]
     word = (view.modality == layout.TEXT) & ~view.forced & (view.step >= 0) & (view.text != bound.layout.block.begin)
-    assert (found[~word] == model.NOTHING).all()
+    assert (found[~word] == matching.NOTHING).all()
     return [found[word & (view.step == step)] for step in range(len(steps))]
 
   base = matches('the blue square', ('a red circle', 0), ('move', 1))
@@ -181,7 +181,7 @@ def test_matches_are_of_words_and_picture_of_the_same_step(judge):
   claimed, denied = np.moveaxis(np.abs(matches('the blue square', ('a blue circle', 0), ('move', 1))[0] - base[0]), -1, 0)
   assert claimed.max() > 1e-3 and denied.max() > 1e-3
   alone, = matches('the blue square', ('a red circle', -1))
-  assert (alone[:, 1] == model.NOTHING).all() and (alone[:, 0] > model.NOTHING).all()
+  assert (alone[:, 1] == matching.NOTHING).all() and (alone[:, 0] > matching.NOTHING).all()
 
 
 def test_what_is_matched_is_where_the_words_say(judge):
@@ -189,7 +189,7 @@ def test_what_is_matched_is_where_the_words_say(judge):
   anywhere else."""
   bound, params = judge
   plain = small.plain()
-  zero = {name: jnp.zeros_like(value) for name, value in params.items() if name.startswith('match_')}
+  zero = jax.tree.map(jnp.zeros_like, params['matching'])
   shown = small.image(plain, 0)
 
   def view_of(codes):
@@ -199,18 +199,18 @@ def test_what_is_matched_is_where_the_words_say(judge):
   at = int(np.flatnonzero(np.asarray(view_of(shown.codes).step)[0] >= 0)[1])  # behind the tag
   word = int(view_of(shown.codes).text[0, at])
   place, code = 2, int(shown.codes[2, 0])
-  one = jnp.zeros(model.MATCH).at[0].set(20.0)
-  other = jnp.zeros(model.MATCH).at[1].set(20.0)
-  here = model.REACH - 1
+  one = jnp.zeros(matching.WIDTH).at[0].set(20.0)
+  other = jnp.zeros(matching.WIDTH).at[1].set(20.0)
+  here = matching.REACH - 1
   made = zero | {
-      'match_word_embedding': zero['match_word_embedding'].at[word].set(one + other),
-      'match_distance_embedding': zero['match_distance_embedding'].at[here, :, :model.MATCH].set(jnp.eye(model.MATCH)),
-      'match_code_embedding': zero['match_code_embedding'].at[code].set(one),
-      'match_place_embedding': zero['match_place_embedding'].at[place].set(other)}
-  module = bound.definition.bind(params | made)
+      'word_embedding': zero['word_embedding'].at[word].set(one + other),
+      'distance_embedding': zero['distance_embedding'].at[here, :, :matching.WIDTH].set(jnp.eye(matching.WIDTH)),
+      'code_embedding': zero['code_embedding'].at[code].set(one),
+      'place_embedding': zero['place_embedding'].at[place].set(other)}
+  module = bound.definition.bind(params | {'matching': made})
 
   def denied(codes):
-    return float(module.matches(view_of(codes))[0, at, model.DENIED - model.CLAIMED])
+    return float(module.matching(view_of(codes))[0, at, model.DENIED - model.CLAIMED])
 
   moved = np.roll(shown.codes, 1, axis=0)
   assert code not in np.delete(shown.codes, place, axis=0) and moved[place, 0] != code
@@ -225,7 +225,7 @@ def test_phrases_are_of_the_words_before_in_the_same_document(judge):
   def phrases(words, modality=layout.TEXT, second=0):
     batch = jax.tree.map(lambda a: np.asarray(a)[:, :20], layout.stack([layout.tokenise(conversation(1), bound.layout)], 64))
     document = np.where(np.arange(20) < second, 1, 2)[None]
-    return np.asarray(module.phrases(batch.replace(
+    return np.asarray(module.matching.phrases(batch.replace(
         text=words[None], modality=np.full((1, 20), modality, np.int8), forced=np.zeros((1, 20), bool), document=document)))[0]
 
   base = phrases(words)
@@ -233,7 +233,7 @@ def test_phrases_are_of_the_words_before_in_the_same_document(judge):
     other = words.copy()
     other[t] += 1
     changed = np.abs(phrases(other) - base).max(axis=-1)
-    heard = (np.arange(20) >= t) & (np.arange(20) < t + model.REACH)
+    heard = (np.arange(20) >= t) & (np.arange(20) < t + matching.REACH)
     assert (changed[~heard] == 0).all() and (changed[heard] > 1e-4).all()
   np.testing.assert_allclose(phrases(words, second=12)[12:20], phrases(np.roll(words, -12))[:8], atol=1e-6)
   assert not phrases(words, layout.CODES).any()
@@ -245,7 +245,7 @@ def test_words_looked_up_are_words_multiplied():
   plain = lambda words, kernels, ids, weights: jnp.einsum('nbt,nbtm,nmo->bto', weights, words[ids], kernels)
   for length in (9, 3):
     args = (draw(0, 12, 5), draw(1, 3, 5, 4), jax.random.randint(jax.random.key(2), (3, 2, length), 0, 12), draw(3, 3, 2, length))
-    found, pull = jax.vjp(model.spoken, *args)
+    found, pull = jax.vjp(matching.spoken, *args)
     want, pull_plain = jax.vjp(plain, *args)
     np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
     for part in (0, 1, 3):
@@ -277,14 +277,14 @@ def test_matches_of_some_positions_are_those_of_all(judge):
   module = bound.definition.bind(params)
   view = bound.cut(layout.stack([layout.tokenise(conversation(n), bound.layout) for n in (1, 2)], 64)).its.tokens
   at = np.array([[0, 7, 3, view.text.shape[1] - 1], [12, 9, 9, 20]])
-  whole = np.take_along_axis(np.asarray(module.matches(view)), at[..., None], axis=1)
-  np.testing.assert_allclose(module.matches(view, jnp.asarray(at)), whole, atol=1e-4)
+  whole = np.take_along_axis(np.asarray(module.matching(view)), at[..., None], axis=1)
+  np.testing.assert_allclose(module.matching(view, jnp.asarray(at)), whole, atol=1e-4)
 
 
 def test_matches_by_chunks_are_those_of_all_at_once(judge, monkeypatch):
   bound, params = judge
   module = bound.definition.bind(params)
   view = bound.cut(layout.stack([layout.tokenise(conversation(n), bound.layout) for n in (1, 2)], 64)).its.tokens
-  whole = module.matches(view)
-  monkeypatch.setattr(model, 'MATCHED', 16)
-  np.testing.assert_allclose(module.matches(view), whole, atol=1e-5)
+  whole = module.matching(view)
+  monkeypatch.setattr(matching, 'MATCHED', 16)
+  np.testing.assert_allclose(module.matching(view), whole, atol=1e-5)
