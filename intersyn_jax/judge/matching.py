@@ -34,6 +34,9 @@ NOTHING = -30.0
 MATCHED = 256
 """Positions that are matched at once."""
 
+TABLE = 1 << 22
+"""Numbers that a table of all words may have (`spoken`): with the words of a large model it would be larger than the model."""
+
 
 class Matching(nnx.Module):
   """Late interaction (ColBERT, Khattab and Zaharia 2020) between the words around a position and the places of a picture."""
@@ -134,7 +137,7 @@ def spoken(words: jax.Array, kernels: jax.Array, ids: jax.Array, weights: jax.Ar
   Args:
     words: [V,m]. kernels: [N,m,o]. ids: int32[N,...]. weights: [N,...].
   """
-  if len(words) > ids[0].size:
+  if len(words) > ids[0].size or len(words) * kernels[:, 0].size > TABLE:
     return _spoken(words, kernels, ids, weights)
   # Every word goes through the kernels once, and is looked up where it stands.
   through = jnp.einsum('vm,nmo->nvo', words, kernels)

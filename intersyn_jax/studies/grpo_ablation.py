@@ -58,6 +58,7 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
 """Fields of `config.grpo` that a setting changes."""
 
 NONE, WARMUP, LONG, FULL = 'none', 'warmup', 'warmup_long', 'full'
+
 OLDER = 300
 """Steps by which the stage's `warmup_long`, on which the judge is tested, is older than `warmup`; the control is trained here."""
 

@@ -274,8 +274,8 @@ def score_readings(item: Item, readings: Sequence[Reading | None], previous: Rea
       given = icc = _icc(goal, asked.action, reading.scene)
       held = goal
       local = _after_shown(asked, shown) if shown is not None else None
-      if local is not None and _icc(local, asked.action, reading.scene) > icc:
-        given, held = _icc(local, asked.action, reading.scene), local
+      if local is not None and (fit := _icc(local, asked.action, reading.scene)) > icc:
+        given, held = fit, local
       held = bind(held, reading.scene)
       its = its_of(text, reading.scene) if text else 0.0
     steps.append(Score(turn, j, tcc, given, iq, its))
