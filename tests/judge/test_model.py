@@ -239,11 +239,12 @@ def test_phrases_are_of_the_words_before_in_the_same_document(judge):
   assert not phrases(words, layout.CODES).any()
 
 
-def test_words_looked_up_are_words_multiplied():
-  """More positions than words, and fewer: the same sums and the same gradients as the products themselves give."""
+def test_words_looked_up_are_words_multiplied(monkeypatch):
+  """More positions than words, fewer, and a table too large to make: the same sums and gradients as the products themselves give."""
   draw = lambda n, *shape: jax.random.normal(jax.random.key(n), shape)
   plain = lambda words, kernels, ids, weights: jnp.einsum('nbt,nbtm,nmo->bto', weights, words[ids], kernels)
-  for length in (9, 3):
+  for length, table in ((9, matching.TABLE), (3, matching.TABLE), (9, 100)):
+    monkeypatch.setattr(matching, 'TABLE', table)
     args = (draw(0, 12, 5), draw(1, 3, 5, 4), jax.random.randint(jax.random.key(2), (3, 2, length), 0, 12), draw(3, 3, 2, length))
     found, pull = jax.vjp(matching.spoken, *args)
     want, pull_plain = jax.vjp(plain, *args)
