@@ -240,7 +240,7 @@ def test_phrases_are_of_the_words_before_in_the_same_document(judge):
 
 
 def test_words_looked_up_are_words_multiplied(monkeypatch):
-  """More positions than words, fewer, and a table too large to make: the same sums and gradients as the products themselves give."""
+  """More positions than words, fewer, and a table too large to make: the same sums and gradients as products give."""
   draw = lambda n, *shape: jax.random.normal(jax.random.key(n), shape)
   plain = lambda words, kernels, ids, weights: jnp.einsum('nbt,nbtm,nmo->bto', weights, words[ids], kernels)
   for length, table in ((9, matching.TABLE), (3, matching.TABLE), (9, 100)):
