@@ -78,9 +78,9 @@ def _tiny() -> ConfigDict:
   # `source` names answers that people have scored (docs/data.md); '' are answers of Storyworld, of which the share
   # `held_out` of the topics is for the test, with votes of annotators who are made up around the scorer's labels.
   c.judge = ConfigDict(dict(
-      source='', images='', held_out_generators=(), answers=36000, test_answers=1500, held_out=0.15, aside=0.05, annotators=3,
+      source='', images='', held_out_generators=(), answers=54000, test_answers=1500, held_out=0.15, aside=0.05, annotators=3,
       disagreement=0.3, retold=2, layers=1, reader=1, mode='full', lora_rank=8, lora_alpha=16.0, init='warmup', max_steps=3,
-      widths=dict(tcc=176, icc=256, its=304), steps=2400, rows=36, row_length=200, dimension_weights=(0.8, 1.4, 0.3, 2.0),
+      widths=dict(tcc=176, icc=256, its=304), steps=2600, rows=36, row_length=200, dimension_weights=(1.2, 1.4, 0.3, 1.8),
       balance=0.15, mark_weight=1.5, expected_weight=0.3, align=dict(steps=8000, rows=24, learning_rate=0.006),
       optimizer=_optimizer(learning_rate=0.01, adam_learning_rate=2e-3),
       baselines=('mean', 'likelihood', 'clip'), clip=dict(width=96, layers=2, steps=200),

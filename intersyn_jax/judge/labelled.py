@@ -40,7 +40,18 @@ from intersyn_jax.interleave.layout import (
     prompt,
     tokenise,
 )
-from intersyn_jax.interleave.types import Conversation, Image, Score, Segment, Text, Turn, images_of, steps_of, text_of
+from intersyn_jax.interleave.types import (
+    DIMENSIONS,
+    Conversation,
+    Image,
+    Score,
+    Segment,
+    Text,
+    Turn,
+    images_of,
+    steps_of,
+    text_of,
+)
 from intersyn_jax.judge import annotators
 from intersyn_jax.judge.views import ICC, IQ, ITS, TCC
 
@@ -62,6 +73,8 @@ UNSEEN = ('wrong_ground', 'blocks', 'shifted_codes')
 
 SEEN = tuple(kind for kind in flaws.COSTS if kind not in UNSEEN)
 
+TEXTUAL = tuple(kind for kind in SEEN if 'tcc' in flaws.COSTS[kind])
+
 
 @dataclasses.dataclass(frozen=True)
 class Generator:
@@ -73,7 +86,9 @@ class Generator:
     kinds: of these flaws.
     codes: which code damage the answer's pictures get, '' for none; each picture is hit with probability a half.
     share: of the places that random codes hit, drawn from between these.
+    foreign: the answer is that of another question.
     policy: answers come from this sampler instead.
+    teaches: the dimensions that training rows have labels of.
   """
 
   train: float
@@ -82,7 +97,9 @@ class Generator:
   kinds: tuple[str, ...] = SEEN
   codes: tuple[str, ...] = ()
   share: tuple[float, float] = (0.05, 0.4)
+  foreign: bool = False
   policy: str = ''
+  teaches: tuple[int, ...] = (TCC, ICC, IQ, ITS)
 
   @property
   def held_out(self) -> bool:
@@ -90,17 +107,22 @@ class Generator:
 
 
 GENERATORS: dict[str, Generator] = {
-    'gold': Generator(0.09, 0.1),
-    'flaws': Generator(0.27, 0.15, flaws=(1, 1, 1, 2)),
-    'codes': Generator(0.14, 0.1, flaws=(0, 0, 1), codes=('random_codes', 'half_object_codes')),
-    'sampled': Generator(0.5, 0.15, policy='sampled'),
+    'gold': Generator(0.06, 0.1),
+    'flaws': Generator(0.18, 0.15, flaws=(1, 1, 1, 2)),
+    'codes': Generator(0.09, 0.1, flaws=(0, 0, 1), codes=('random_codes', 'half_object_codes')),
+    'sampled': Generator(0.33, 0.15, policy='sampled'),
+    'texts': Generator(0.26, 0.0, flaws=(0, 1, 1, 2), kinds=TEXTUAL, teaches=(TCC,)),
+    'foreign': Generator(0.08, 0.0, foreign=True, teaches=(TCC,)),
     'three_flaws': Generator(0.0, 0.15, flaws=(3,)),
     'codes_and_flaws': Generator(0.0, 0.1, flaws=(2,), codes=('random_codes',), share=(0.4, 0.6)),
     'later_policy': Generator(0.0, 0.15, policy='later_policy'),
     'unseen_flaws': Generator(0.0, 0.1, flaws=(1,), kinds=tuple(k for k in UNSEEN if k in flaws.COSTS),
                               codes=('', 'shifted_codes')),
 }
-"""Those with no training rows are the held-out generators. A generator whose policy is not at hand is left out."""
+"""Those with no training rows are the held-out generators. A generator whose policy is not at hand is left out.
+
+Policies err in pictures far more than in texts: what an answer's texts can lack is taught by rows of its own, and by these alone,
+so that they take nothing from the other dimensions."""
 
 RETOLD = 'retold'
 """The generator of rows that teach ITS alone: one picture and a text that was told anew about it, with no question. What an early
@@ -127,7 +149,8 @@ class Labelled:
     expected: int32[T,D] of each document: at the places of the answer's pictures the codes of the gold answer's picture of that
       step, else -1. What should have stood there; only training uses it.
     asked_iq: float32[N], IQ of the whole as the scorer gives it: pictures that were asked for and are missing count as 0.
-    questions: hash of each row's last question, and `pictures`, hashes of all pictures of its answer: for the leak check.
+    questions: hash of each row's last question, and `pictures`, hashes of all pictures of its answer that it can teach something
+      of: for the leak check.
   """
 
   ids: list[str]
@@ -207,7 +230,7 @@ class Corpus:
       readings = _readings(self, told, readings)
       drafts += told
     fitting = [d for d in drafts if len(d.document.text) <= self.longest]
-    return _label(self, fitting, readings, _TEST_ROWS if side == TEST else 0)
+    return _label(self, fitting, readings, side)
 
 
 def taught(rows: Labelled, retold: float = 0.0) -> list[int]:
@@ -259,6 +282,10 @@ class _Draft:
   in_steps: bool = True  # whether step labels can be put to the steps that the views count
   origin: _Draft | None = None  # of a text that was told anew, the row that its picture is from
 
+  @property
+  def teaches(self) -> tuple[int, ...]:
+    return (ITS,) if self.generator == RETOLD else GENERATORS[self.generator].teaches
+
 
 def _side(topic: str, held_out: float) -> str:
   place = int.from_bytes(hashlib.blake2b(f'judge/{topic}'.encode(), digest_size=4).digest(), 'big') / 2**32
@@ -286,6 +313,11 @@ def _drafts(corpus: Corpus, side: str, count: int, names: Sequence[str], shares:
         corpus.seed, number, 'roles', pixels=corpus.pixels, jitter=corpus.jitter, steps=corpus.steps, objects=corpus.objects,
         turns=1 if generator.policy else corpus.turns, topic=rng.choice(topics))
     gold = tuple(images_of(conversation.turns[-1].answer))
+    if generator.foreign:
+      other = story.conversation(
+          corpus.seed, number + 20_000_000, 'roles', pixels=corpus.pixels, jitter=corpus.jitter, steps=corpus.steps,
+          objects=corpus.objects, turns=1, topic=rng.choice(topics))
+      conversation = _with_answer(conversation, other.turns[-1].answer)
     flawed = rng.choice(generator.flaws)
     if flawed:
       conversation, _ = flaws.inject(conversation, rng, generator.kinds, flawed, jitter=corpus.jitter)
@@ -295,18 +327,23 @@ def _drafts(corpus: Corpus, side: str, count: int, names: Sequence[str], shares:
 
 def _spoken(conversation: Conversation, name: str) -> Conversation:
   """Names it; texts without any picture between them are one text, since that is all that tokens can say."""
-  last = conversation.turns[-1]
-  answer = last.answer
+  answer = conversation.turns[-1].answer
   if answer and not images_of(answer):
     answer = (Text(text_of(answer)),)
-  return dataclasses.replace(conversation, id=name, turns=(*conversation.turns[:-1], Turn(last.question, answer)))
+  return dataclasses.replace(_with_answer(conversation, answer), id=name)
+
+
+def _with_answer(conversation: Conversation, answer: Sequence[Segment]) -> Conversation:
+  """Another answer to its last question."""
+  *turns, last = conversation.turns
+  return dataclasses.replace(conversation, turns=(*turns, Turn(last.question, tuple(answer))))
 
 
 def _map_images(conversation: Conversation, change: Callable[[Image], Image], *, answer_only: bool = False) -> Conversation:
   of = lambda segments: tuple(change(s) if isinstance(s, Image) else s for s in segments)
   turns = [Turn(of(t.question), of(t.answer)) for t in conversation.turns]
   if answer_only:
-    turns = [*conversation.turns[:-1], Turn(conversation.turns[-1].question, turns[-1].answer)]
+    return _with_answer(conversation, turns[-1].answer)
   return dataclasses.replace(conversation, turns=tuple(turns))
 
 
@@ -345,8 +382,7 @@ def _answered(draft: _Draft, document: TokenBatch, layout: Layout) -> None:
   begin = int(np.argmax(document.modality > 0)) + prompt_length
   fields = (document.text, document.codes, document.modality)
   answer = answer_of(*(np.asarray(a)[begin:] for a in fields), layout, np.asarray(document.forced)[begin:])
-  turns = draft.conversation.turns
-  draft.conversation = dataclasses.replace(draft.conversation, turns=(*turns[:-1], Turn(turns[-1].question, answer)))
+  draft.conversation = _with_answer(draft.conversation, answer)
   draft.document = document
   # An answer that keeps the format is written as `tokenise` writes it; in any other, steps may be counted differently.
   again = tokenise(draft.conversation, layout).text
@@ -373,7 +409,7 @@ def _retold(corpus: Corpus, draft: _Draft, readings: Readings) -> list[_Draft]:
   """Rows with a text told anew about each picture of a draft's answer. In every second one some places of the picture have random
   codes after that: every code must be known, also those that pictures seldom need."""
   rows = []
-  for image in images_of(draft.conversation.turns[-1].answer):
+  for image in images_of(draft.conversation.turns[-1].answer) if ITS in draft.teaches else ():
     for number in range(corpus.retold):
       with contextlib.suppress(flaws.Unfit):
         text, shown = Text(flaws.retold(readings[id(image)].scene, draft.rng)), image
@@ -385,8 +421,8 @@ def _retold(corpus: Corpus, draft: _Draft, readings: Readings) -> list[_Draft]:
   return rows
 
 
-def _label(corpus: Corpus, drafts: Sequence[_Draft], readings: Readings, first: int = 0) -> Labelled:
-  """Scores, and puts the labels where the views look for them; `first` is the first row's number."""
+def _label(corpus: Corpus, drafts: Sequence[_Draft], readings: Readings, side: str) -> Labelled:
+  """Scores, and puts the labels where the views look for them."""
   kept, whole, steps, asked_iq, marked, expected = [], [], [], [], [], []
   for draft in drafts:
     turns = draft.conversation.turns
@@ -415,14 +451,19 @@ def _label(corpus: Corpus, drafts: Sequence[_Draft], readings: Readings, first: 
     if draft.in_steps:
       _step_labels(turns[-1].answer, scored.steps, labels)
       _mark_facts(draft, scored.asked, seen, corpus.layout, mark)
+    if side == TRAIN:
+      others = [d for d in range(len(DIMENSIONS)) if d not in draft.teaches]
+      values[others] = labels[:, others] = np.nan
     for values_of, value in ((kept, draft), (whole, values), (steps, labels), (marked, mark), (expected, should)):
       values_of.append(value)
-  votes = annotators.simulate(np.stack(whole), corpus.annotators, corpus.disagreement, corpus.seed, first=first)
+  votes = annotators.simulate(np.stack(whole), corpus.annotators, corpus.disagreement, corpus.seed,
+                             first=_TEST_ROWS if side == TEST else 0)
   return Labelled(
       [d.conversation.id for d in kept], [d.generator for d in kept], [d.document for d in kept],
       np.stack(whole), votes, np.stack(steps), marked, expected, np.array(asked_iq, np.float32),
       [_hash(repr([text_of(t.question) for t in (d.origin or d).conversation.turns]).encode()) for d in kept],
-      [tuple(_hash(image.codes.tobytes()) for image in images_of(d.conversation.turns[-1].answer)) for d in kept])
+      [tuple(_hash(image.codes.tobytes()) for image in images_of(d.conversation.turns[-1].answer))
+       if d.teaches != (TCC,) else () for d in kept])
 
 
 def _hash(value: bytes) -> str:

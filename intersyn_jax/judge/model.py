@@ -43,6 +43,10 @@ GAP = 1.0
 """Where the distance of neighbouring logits starts (before softplus)."""
 
 
+STEPS = 8
+"""Steps that are told apart by their number."""
+
+
 class Reading(typing.NamedTuple):
   """What the judge makes of packed rows.
 
@@ -66,8 +70,8 @@ class Judge(nnx.Module):
   one more head marks positions (`labelled.MARKS`): facts of a text that are not asked for, or not shown, and places of a picture
   that are not as they should be. Labelled answers know of them, and so many labels an answer teach binding of objects to places
   and names that a few scores do not. Phrases, and what a text claims of its picture, are read through embeddings of the judge's
-  own (`matching`). How much is marked is counted, which attention, a mean, does badly. The reader, layers of the judge's own,
-  gathers all this up to where a score is read.
+  own (`matching`). How much is marked is counted, and so are the steps, which attention, a mean, does badly. The reader, layers
+  of the judge's own, gathers all this up to where a score is read.
   """
 
   def __init__(self, config: ModelConfig, reader: int, rngs: nnx.Rngs):
@@ -81,6 +85,7 @@ class Judge(nnx.Module):
     self.mark_head = param(rngs, (d, MARKS), ('embed', 'width'), normal(0.02))
     self.mark_embedding = param(rngs, (MARKS, d), ('width', 'embed'), normal(0.1))
     self.sum_embedding = param(rngs, ((4 * MARKS + 1) * (1 + COUNTED), d), ('width', 'embed'), normal(0.1))
+    self.step_embedding = param(rngs, (STEPS, d), ('width', 'embed'), normal(0.1))
     self.reader = Trunk(dataclasses.replace(config.trunk, layers=reader, lora_rank=0), rngs)
     self.score_head = param(rngs, (d, n * TOP), ('embed', 'width'), normal(0.02))
     self.score_bias = param(rngs, (n * TOP,), ('width',), constant(0.0))
@@ -111,6 +116,7 @@ class Judge(nnx.Module):
     share = COUNTED * said[..., DENIED] / jnp.maximum(said[..., CLAIMED], 0.5)
     total = jnp.concatenate([total, share[..., None]], axis=-1)
     x = x + counts(total).astype(dtype) @ self.sum_embedding[...].astype(dtype)
+    x = x + self.step_embedding[...].astype(dtype)[begun(batch)]
     documents = same_document(batch.document)
     reader = self.reader if at is None else functools.partial(self.reader.at, at=at)
     return Reading(reader(x, batch.position, documents), marks, before)
@@ -148,6 +154,12 @@ def sums(batch: TokenBatch, marked: jax.Array) -> jax.Array:
            jnp.where(shown, pictures[:, 1:] - at(pictures, jnp.maximum(latest, 0)), 0.0),
            jnp.where(shown, at(texts, jnp.maximum(latest, 0)) - at(texts, said), 0.0)]
   return jnp.maximum(jnp.concatenate(found, axis=-1), 0.0)
+
+
+def begun(batch: TokenBatch) -> jax.Array:
+  """How many steps of its document have begun at each position, int[B,T], STEPS - 1 at most."""
+  first = batch.document * batch.step.shape[1]  # the documents of a row are numbered upwards: the count begins anew with each
+  return jnp.minimum(jax.lax.cummax(first + batch.step + 1, axis=1) - first, STEPS - 1)
 
 
 def counts(sums: jax.Array) -> jax.Array:
