@@ -66,7 +66,7 @@ def sides(corpus):
 def test_gold_is_perfect_and_damage_is_not(sides):
   train, _ = sides
   names = np.array(train.generators)
-  assert set(names) == {'gold', 'flaws', 'codes', 'sampled', 'retold'}
+  assert set(names) == {'gold', 'flaws', 'codes', 'sampled', 'texts', 'foreign', 'retold'}
   for good in ('gold', 'sampled'):  # the sampler of this test writes the gold answer
     np.testing.assert_allclose(train.whole[names == good], 5.0)
     assert np.nanmin(train.steps[names == good]) == 5.0
@@ -95,6 +95,21 @@ def test_texts_told_anew_teach_its_alone(corpus, sides):
   for dimension in (TCC, ICC, IQ):
     assert not np.isfinite(train.votes[told, :, dimension]).any() and not np.isfinite(train.steps[told, :, dimension]).any()
   assert np.isfinite(train.votes[told, :, ITS]).all()
+
+
+def test_what_texts_can_lack_teaches_tcc_alone(sides):
+  """An answer to another question is seldom right about anything; the pictures of such rows are no training pictures."""
+  train, test = sides
+  names = np.array(train.generators)
+  mine = np.isin(names, ('texts', 'foreign'))
+  assert not np.isin(test.generators, ('texts', 'foreign')).any()
+  assert np.isfinite(train.votes[mine, :, TCC]).all() and np.isfinite(train.steps[mine, :, TCC]).any()
+  for dimension in (ICC, IQ, ITS):
+    assert not np.isfinite(train.votes[mine, :, dimension]).any() and not np.isfinite(train.steps[mine, :, dimension]).any()
+  assert train.whole[names == 'foreign', TCC].mean() < 2 < train.whole[names == 'texts', TCC].mean() < 4.5
+  assert not any(train.pictures[i] for i in np.flatnonzero(mine)) and any(train.pictures[i] for i in np.flatnonzero(~mine))
+  told = {train.ids[i].split('-retold')[0] for i in np.flatnonzero(names == labelled.RETOLD)}
+  assert told and not told & {train.ids[i] for i in np.flatnonzero(mine)}
 
 
 def test_sides_share_nothing_and_leaks_are_found(corpus, sides):
@@ -145,7 +160,7 @@ def test_step_labels_stand_where_the_views_count(corpus):
 
 
 def label(corpus, drafts):
-  return labelled._label(corpus, drafts, labelled._readings(corpus, drafts))
+  return labelled._label(corpus, drafts, labelled._readings(corpus, drafts), TRAIN)
 
 
 def draft_of(corpus, conversation, gold):
