@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ from intersyn_jax.judge.views import ICC, IQ, ITS
 from intersyn_jax.models.definition import Definition, Params
 
 _CUT = 256  # answers whose views are cut at once
+_CROWD = 6  # times as many documents as fill a row on average may stand in it
 
 
 @dataclasses.dataclass
@@ -174,7 +176,9 @@ def batches(data: Examples, chance: np.ndarray, *, rows: int, length: int, seed:
     raise ValueError(f'a view has {data.length.max()} positions, a row {length}; see `kept`')
   edges = np.cumsum(chance)
   slots = data.labels.shape[1]
-  most = slots * max(1, -(-length // int(data.length.min())))
+  # Some views are of two positions; a row seldom has many of them, and room for all it could have would be most of the work.
+  documents = min(-(-length // int(data.length.min())), math.ceil(_CROWD * length / float(chance @ data.length)))
+  most = slots * documents
 
   def batch(number: int) -> Batch:
     rng = np.random.Generator(np.random.Philox(key=[seed, number]))
@@ -188,7 +192,7 @@ def batches(data: Examples, chance: np.ndarray, *, rows: int, length: int, seed:
     while misses < 8:
       for i in np.minimum(np.searchsorted(edges, rng.random(32)), len(edges) - 1):
         n = data.length[i]
-        room = length - used
+        room = np.where(count < most, length - used, 0)
         row = int(np.argmin(np.where(room >= n, room, length + 1)))
         if room[row] < n:
           misses += 1

@@ -12,10 +12,12 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from intersyn_jax import sharding
@@ -177,10 +179,10 @@ def _lesson(run: Run, data: training.Examples, dimensions: Sequence[int]) -> Les
   return Lesson(data, chance, sum(shares) * float(chance @ data.length))
 
 
-def _train(run: Run, parts: Parts, judge: SynJudge, policy: Params, lesson: Lesson, steps: int, name: str = '',
-           told: training.Examples | None = None) -> Params:
-  """Trains the judge, or the blinded one of this name. Where views `told` have marks, they first bring words and codes together,
-  which then stay as they are."""
+def _train(run: Run, parts: Parts, judge: SynJudge, policy: Params, lesson: Lesson, steps: int, *,
+           told: training.Examples | None = None, name: str = '', matching: Params | None = None) -> Params:
+  """Trains the judge. Where views `told` have marks, they first bring words and codes together, which then stay as they are. Or trains
+  the blinded judge of this name, which takes the `matching` of the judge as it is: half blind, it could not learn it."""
   section, (data, chance, _) = run.config.judge, lesson
   sharding.check_rows(parts.mesh, section.rows, 'judge.rows')
   batch = training.batches(data, chance, rows=section.rows, length=section.row_length, seed=run.config.seed)
@@ -196,6 +198,10 @@ def _train(run: Run, parts: Parts, judge: SynJudge, policy: Params, lesson: Less
     settings = dataclasses.replace(settings, frozen=(*settings.frozen, training.MATCHES))
     if saved.latest() is None:
       params = _aligned(run, parts, judge, params, told)
+  if matching is not None:
+    settings = dataclasses.replace(settings, frozen=(*settings.frozen, training.MATCHES))
+    params = params | {'matching': params['matching'] | {
+        name: jnp.array(value) for name, value in matching.items() if re.search(training.MATCHES, f'matching/{name}')}}
   optimizer = make_optimizer(settings, steps)
   weights = {'loss': 1.0, 'expected': section.expected_weight} | {f'marks.{name}': section.mark_weight for name in labelled.MARKS}
   step = loop.make_step(training.loss_of(judge.definition), optimizer, weights=weights)
@@ -265,7 +271,7 @@ def _measure(run: Run, parts: Parts, judge: SynJudge, params: Params, policy: Pa
   told = calibration.report(*training.readouts(found, test), judge.temperatures, **bootstrap)
   out |= {f'{name}.{key}': values[key] for name, values in told.items()
           for key in ('ece', 'ece_uncalibrated', 'temperature', 'spread', 'spearman')}
-  baselines, counts = _baselines(run, parts, judge, policy, rows, cost, found.whole, head)
+  baselines, counts = _baselines(run, parts, judge, params['matching'], policy, rows, cost, found.whole, head)
   out |= counts
   table = metrics.compare(test.whole[head], {'synjudge': found.whole[head]} | {
       name: scores[head] for name, scores in baselines.items()}, **bootstrap)
@@ -296,8 +302,8 @@ def _measured_on(run: Run, test: Labelled, head: np.ndarray) -> str:
   return f'held-out topics of split 1 answered by {by}; no question and no picture of training'
 
 
-def _baselines(run: Run, parts: Parts, judge: SynJudge, policy: Params, rows: Rows, cost: float, full: np.ndarray,
-               head: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def _baselines(run: Run, parts: Parts, judge: SynJudge, matching: Params, policy: Params, rows: Rows, cost: float,
+               full: np.ndarray, head: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
   """Scores [N,4] of the test rows by each baseline that the config names, and what a server counted."""
   section, scores, counts = run.config.judge, {}, {}
   if {'mean', 'likelihood', 'clip'} & set(section.baselines):
@@ -313,7 +319,7 @@ def _baselines(run: Run, parts: Parts, judge: SynJudge, policy: Params, rows: Ro
       less = _lesson(run, training.examples(blind, mine), blinded.TOUCHED[hide])
       # As many answers as the judge saw, in so many fewer steps as what is left of their views is shorter.
       steps = max(1, math.ceil(section.steps * less.cost / cost))
-      params = _train(run, parts, blind, policy, less, steps, name)
+      params = _train(run, parts, blind, policy, less, steps, name=name, matching=matching)
       scores[name] = blinded.blinded_scores(judge, params, rows.test, full, hide)
   if 'endpoint' in section.baselines:
     scores['endpoint'], counts = _served(run, parts, rows.test, head)

@@ -275,6 +275,21 @@ def test_a_share_of_the_texts_told_anew_is_kept(sides):
   assert len(some) - count(some) == len(none) == len(train) - count(train)
 
 
+def test_a_row_has_room_for_some_short_views_and_not_for_all_it_could_hold():
+  """One view in two hundred fills half a row, the others two positions."""
+  n, depth = 200, 1
+  length = np.where(np.arange(n) == 7, 100, 2)
+  every = lambda *shape: np.zeros((length.sum(), *shape), np.int32)
+  data = training.Examples(
+      every(), every(depth), every(), every(), every(), np.full((length.sum(), len(MARKS)), np.nan, np.float32), every(depth),
+      np.cumsum(length) - length, length, np.full(n, IQ, np.int8), np.arange(n, dtype=np.int32), np.zeros((n, 2), np.int32),
+      np.ones((n, 2), np.float32))
+  chance = np.where(np.arange(n) == 7, 0.5, 0.5 / (n - 1))
+  batch = training.batches(data, chance, rows=4, length=200, seed=0)(0)
+  assert batch.place.shape == (4, 2 * 24) and np.isfinite(batch.label).sum() == 2 * batch.tokens.document.max(axis=1).sum()
+  assert batch.tokens.document.max() <= 24
+
+
 def test_unseen_flaws_are_no_training_flaws():
   assert set(labelled.UNSEEN) <= set(flaws.COSTS) | set(flaws.CODE_FLAWS)
   for generator in GENERATORS.values():
