@@ -159,7 +159,7 @@ def _small() -> dict:
                   optimizer=dict(learning_rate=0.01, adam_learning_rate=1e-3), checkpoint_every=1000),
       writer=dict(steps=2500, rows=64, row_length=384,
                   optimizer=dict(learning_rate=0.01, adam_learning_rate=1e-3), checkpoint_every=1000),
-      judge=dict(layers=4, answers=60000, test_answers=4000, steps=3000, rows=96, row_length=448, challenges=400,
+      judge=dict(layers=4, answers=90000, test_answers=4000, steps=3000, rows=96, row_length=448, challenges=400,
                  widths=dict(tcc=224, icc=576, its=704), checkpoint_every=1000),
       synthesize=dict(conversations=8000, window=4000, in_flight=1024, rows=256,
                       rooms=dict(prompts=(64, 160, 320), short=72, long=224, critic=32, judged=(384,))),

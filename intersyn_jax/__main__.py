@@ -7,11 +7,10 @@ once. A mistake of the user is one line and exit code 2; a traceback is a bug.
 from __future__ import annotations
 
 import ast
-import logging
+import os
 import pathlib
 import sys
-import threading
-import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from intersyn_jax.errors import UserError
@@ -36,8 +35,9 @@ example
   python -m intersyn_jax run --config=configs/storyworld.py:tiny --workdir=runs/tiny"""
 
 
-def main(arguments: list[str]) -> int:
-  """Runs one command and gives its exit code: 0, 2 for what the user can mend, 130 or 143 where a signal ended it."""
+def main(arguments: list[str], tell: Callable[[str], None] = lambda line: print(line, file=sys.stderr)) -> int:
+  """Runs one command and gives its exit code: 0, 2 for what the user can mend, 130 or 143 where a signal ended it; `tell` is
+  given the one line about what the user can mend."""
   if not arguments or arguments[0] in ('-h', '--help', 'help') or '--help' in arguments:
     width = max(map(len, STAGES))
     print(USAGE.format(stages='\n'.join(f'  {name:<{width}}  {what}' for name, what in STAGES.items())))
@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
     return _start(arguments)
   except UserError as e:
     from intersyn_jax import bucket  # lazy: as all that is not needed to tell a mistake in the command
-    print(f'error: {bucket.named(" ".join(str(e).split()))}', file=sys.stderr)
+    tell(f'error: {bucket.named(" ".join(str(e).split()))}')
     return 2
   except KeyboardInterrupt:
     print('interrupted; the same command goes on from here', file=sys.stderr)
@@ -108,11 +108,13 @@ def _run(command: settings.Command) -> None:
       importlib.import_module(f'intersyn_jax.stages.{command.stage}').run(run)
 
 
+def _last_word(line: str) -> None:
+  """Says the line, and lets nothing be said after it: threads of libraries that fail with the same, on a full disk say, write
+  their tracebacks meanwhile, some from C."""
+  said = os.dup(2)
+  os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+  os.write(said, f'{line}\n'.encode())
+
+
 if __name__ == '__main__':
-  code = main(sys.argv[1:])
-  if code == 2:
-    # Nothing is said after the one line: threads of libraries that fail with it, on a full disk say, would add their tracebacks.
-    logging.disable()
-    warnings.simplefilter('ignore')
-    threading.excepthook = sys.unraisablehook = lambda failed: None
-  sys.exit(code)
+  sys.exit(main(sys.argv[1:], _last_word))

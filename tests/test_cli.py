@@ -62,6 +62,27 @@ def error_of(capsys, *arguments) -> str:
   return lines[0]
 
 
+def test_nothing_is_said_after_the_one_line():
+  """Not by threads that go on writing to the file descriptor, as libraries in C do."""
+  code = """
+import os, runpy, sys, threading, time
+def chatter():
+  while True:
+    os.write(2, b'noise' + os.linesep.encode())
+    time.sleep(0.0005)
+threading.Thread(target=chatter, daemon=True).start()
+sys.argv = ['intersyn_jax', 'warmpu', '--config=none.py', '--workdir=none']
+sys.setswitchinterval(1e-5)
+try:
+  runpy.run_module('intersyn_jax', run_name='__main__')
+finally:
+  time.sleep(0.1)
+"""
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+  lines = done.stderr.splitlines()
+  assert done.returncode == 2 and 'noise' in lines and lines[-1].startswith('error: ') and 'warmup' in lines[-1]
+
+
 def test_help_names_every_stage_without_importing_jax():
   code = "import sys; sys.argv = ['x', '--help']; from intersyn_jax.__main__ import main; main(sys.argv[1:]); " \
          "assert 'jax' not in sys.modules and 'ml_collections' not in sys.modules"

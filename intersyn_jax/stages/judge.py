@@ -181,8 +181,8 @@ def _lesson(run: Run, data: training.Examples, dimensions: Sequence[int]) -> Les
 
 def _train(run: Run, parts: Parts, judge: SynJudge, policy: Params, lesson: Lesson, steps: int, *,
            told: training.Examples | None = None, name: str = '', matching: Params | None = None) -> Params:
-  """Trains the judge. Where views `told` have marks, they first bring words and codes together, which then stay as they are. Or trains
-  the blinded judge of this name, which takes the `matching` of the judge as it is: half blind, it could not learn it."""
+  """Trains the judge. Where views `told` have marks, they first bring words and codes together, which then stay as they are. Or
+  trains the blinded judge of this name, which takes the `matching` of the judge as it is: half blind, it could not learn it."""
   section, (data, chance, _) = run.config.judge, lesson
   sharding.check_rows(parts.mesh, section.rows, 'judge.rows')
   batch = training.batches(data, chance, rows=section.rows, length=section.row_length, seed=run.config.seed)

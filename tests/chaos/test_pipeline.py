@@ -47,8 +47,8 @@ def lengths(plain):
 
 
 def interrupted(job, stage, delay, number):
-  """The exit code after a signal inside a stage. A stage that had time to end is done again, as by a user who removes its folder, and
-  the signal comes sooner: the machine may have been busier when the undisturbed run was timed."""
+  """The exit code after a signal inside a stage. A stage that had time to end is done again, as by a user who removes its folder,
+  and the signal comes sooner: the machine may have been busier when the undisturbed run was timed."""
   while (code := job.signal_in(stage, delay, number)) is None:
     for later in PIPELINE[PIPELINE.index(stage):]:
       shutil.rmtree(job.workdir / later, ignore_errors=True)
