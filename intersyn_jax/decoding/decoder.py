@@ -92,7 +92,7 @@ class State:
     position: int32[R,W], of the next position in each branch.
     seen: bool[R W,S], the places of the cache that each branch sees.
     hidden: [R W,d], of the last position read.
-    cache: R W rows of S places.
+    cache: R W rows of S places; those of the prompt may be held once for its G rows (`LayerCache.prompt`).
   """
 
   request: jax.Array
@@ -237,7 +237,11 @@ class Decoder:
     rows = len(prompts.text) * group
     each = lambda *parts: self._rows(jnp.repeat(jnp.stack(parts, axis=1), group, axis=0).reshape(
         rows * len(parts), *parts[0].shape[1:]))
-    hidden, cache, seen = jax.tree.map(each, *branches)
+    hidden, recent, seen = jax.tree.map(each, *((hidden, cache.recent, real) for hidden, cache, real in branches))
+    if group > 1 and len(prompts.text) % sharding.row_multiple(self.mesh) == 0:
+      layers = [self._shared(parts, group) for parts in zip(*(cache.layers for _, cache, _ in branches), strict=True)]
+    else:
+      layers = jax.tree.map(each, *(cache.layers for _, cache, _ in branches))
     position = jnp.stack([jnp.sum(real, axis=1) for _, _, real in branches], axis=1)
     count = jnp.zeros(rows, jnp.int32)
     idle = jnp.repeat(~jnp.any(prompts.document > 0, axis=1), group)
@@ -245,7 +249,15 @@ class Decoder:
     return State(
         request=jnp.asarray(request_ids, jnp.uint32), count=count, place=count - 1, images=count, steps=count,
         finish=jnp.where(idle, END, GOING).astype(jnp.int8), said=jnp.zeros((rows, words), bool),
-        position=jnp.repeat(position, group, axis=0).astype(jnp.int32), seen=seen, hidden=hidden, cache=cache)
+        position=jnp.repeat(position, group, axis=0).astype(jnp.int32), seen=seen, hidden=hidden, cache=Cache(layers, recent))
+
+  def _shared(self, branches: Sequence[LayerCache], group: int) -> LayerCache:
+    """A layer's keys and values [P,K,T,H] of each branch, held once for all G rows of a prompt, with no places of these yet."""
+    keys, values = (self._rows(jnp.stack(parts, axis=1), None, 'kv_heads', None, None)
+                    for parts in zip(*((one.keys, one.values) for one in branches), strict=True))
+    prompts, width, heads, _, channels = keys.shape
+    own = jnp.zeros((prompts * group * width, heads, 0, channels), keys.dtype)
+    return LayerCache(own, own, LayerCache(keys, values))
 
   def _branch(self, model: UnifiedModel, prompts: TokenBatch, kind: str,
               features: jax.Array | None) -> tuple[jax.Array, Cache, jax.Array]:
@@ -260,17 +272,18 @@ class Decoder:
     return jax.tree.map(all_, (hidden[:, -1], cache, jnp.asarray(context.document > 0)))
 
   def resize(self, state: State, live: int, free: int) -> State:
-    """The last `live` places of the cache, then `free` new ones."""
-    def fit(array: jax.Array, axis: int) -> jax.Array:
+    """The last `live` places of the cache, then `free` new ones; places that rows share are never cut off."""
+    def fit(array: jax.Array, axis: int, live: int) -> jax.Array:
       have = array.shape[axis]
       kept = jax.lax.slice_in_dim(array, max(0, have - live), have, axis=axis)
       padding = [(0, 0)] * array.ndim
       padding[axis] = (max(0, live - have), free)
       return jnp.pad(kept, padding)
 
-    places = lambda a: self._rows(fit(a, 2), 'kv_heads', None, None)
-    layers = [LayerCache(places(layer.keys), places(layer.values)) for layer in state.cache.layers]
-    return dataclasses.replace(state, seen=self._rows(fit(state.seen, 1)), cache=Cache(layers, state.cache.recent))
+    own = live - (state.seen.shape[1] - state.cache.layers[0].keys.shape[2])
+    places = lambda a: self._rows(fit(a, 2, own), 'kv_heads', None, None)
+    layers = [LayerCache(places(layer.keys), places(layer.values), layer.prompt) for layer in state.cache.layers]
+    return dataclasses.replace(state, seen=self._rows(fit(state.seen, 1, live)), cache=Cache(layers, state.cache.recent))
 
   def advance(self, model: UnifiedModel, layers: list[Any], state: State, seed: jax.Array | int,
               positions: int) -> tuple[State, Written]:
@@ -413,9 +426,10 @@ class Decoder:
       cache = Cache(cache.layers, jnp.where(anew[:, None, None], model.backbone.recent_of(null), cache.recent))
     run = jnp.asarray(runs(self.layout.block))[jnp.maximum(state.place, 0)]
     both = lambda a: jnp.repeat(a, width, axis=0)
+    own = slot - (seen.shape[1] - cache.layers[0].keys.shape[2])
     hidden, new = model.backbone.decode(
-        layers, both(column.text), both(column.codes), both(column.modality), both(run), flat(position), cache, slot, seen)
-    held = [LayerCache(*(self._rows(a, 'kv_heads', None, None) for a in (layer.keys, layer.values)))
+        layers, both(column.text), both(column.codes), both(column.modality), both(run), flat(position), cache, own, seen)
+    held = [LayerCache(*(self._rows(a, 'kv_heads', None, None) for a in (layer.keys, layer.values)), layer.prompt)
             for layer in new.layers]
     recent = jnp.where(shows.reshape(-1, 1, 1), new.recent, cache.recent) if IMAGES in kinds else new.recent
     return dataclasses.replace(

@@ -96,10 +96,16 @@ class TrunkConfig:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class LayerCache:
-  """Keys and values of one layer, [B,K,S,H] each."""
+  """Keys and values of one layer, [B,K,S,H] each.
+
+  Attributes:
+    prompt: keys and values of places before these, [P,W,K,T,H] each, held once for all rows that share them: row (p, g, w) of
+      B = P x G x W has those of (p, w). None where rows share nothing.
+  """
 
   keys: jax.Array
   values: jax.Array
+  prompt: LayerCache | None = None
 
 
 class RMSNorm(nnx.Module):
@@ -139,26 +145,41 @@ def rotate(x: jax.Array, position: jax.Array, base: float, scale: float = 1.0) -
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
-def attend(queries: jax.Array, keys: jax.Array, values: jax.Array, visible: jax.Array | Documents) -> jax.Array:
+def attend(queries: jax.Array, keys: jax.Array, values: jax.Array, visible: jax.Array | Documents,
+           prompt: LayerCache | None = None) -> jax.Array:
   """Grouped-query attention: queries [B,N,T,H], keys and values [B,K,S,H], visible bool[B,T,S] -> [B,N,T,H].
 
-  A query that sees nothing (padding) gets a mean of what is there, which nobody reads. Where `visible` is told by documents,
-  the kernel of `models.attention` attends, if the device has it.
+  With the `prompt` of a `LayerCache`, its places are the first that `visible` tells of. Rows that share them read them in one
+  product (Hydragen, Juravsky et al. 2024). A query that sees nothing (padding) gets a mean of what is there, which nobody reads.
+  Where `visible` is told by documents, the kernel of `models.attention` attends, if the device has it.
   """
   if isinstance(visible, Documents):
     if attention.has_kernel(queries, queries.shape[-1]):
       return attention.attend(queries, keys, values, visible)
     visible = visible.matrix()
   b, n, t, h = queries.shape
-  k, s = keys.shape[1:3]
+  k, s = keys.shape[1], visible.shape[-1]
   grouped = queries.reshape(b, k, (n // k) * t, h)
-  weights = jnp.einsum('bkqh,bksh->bkqs', grouped, keys, preferred_element_type=jnp.float32) * h ** -0.5
-  weights = jnp.where(visible[:, None], weights.reshape(b, n, t, s), -1e9)
+  weights = jnp.einsum('bkqh,bksh->bkqs', grouped, keys, preferred_element_type=jnp.float32)
+  if prompt is not None:
+    weights = jnp.concatenate([_of_prompt('pgwkqh,pwksh->pgwkqs', grouped, prompt.keys), weights], axis=-1)
+  weights = jnp.where(visible[:, None], weights.reshape(b, n, t, s) * h ** -0.5, -1e9)
   weights = jnp.exp(weights - jax.lax.stop_gradient(jnp.max(weights, axis=-1, keepdims=True)))
   # Normalised after the product with the values: one pass less over [T,S].
   total = jnp.sum(weights, axis=-1, keepdims=True)
   weights = weights.reshape(b, k, (n // k) * t, s).astype(values.dtype)
-  return (jnp.einsum('bkqs,bksh->bkqh', weights, values).reshape(b, n, t, h) / total).astype(queries.dtype)
+  first = s - keys.shape[2]
+  seen = jnp.einsum('bkqs,bksh->bkqh', weights[..., first:], values)
+  if prompt is not None:
+    seen = seen + _of_prompt('pgwkqs,pwksh->pgwkqh', weights[..., :first], prompt.values).astype(seen.dtype)
+  return (seen.reshape(b, n, t, h) / total).astype(queries.dtype)
+
+
+def _of_prompt(product: str, rows: jax.Array, held: jax.Array) -> jax.Array:
+  """A product of rows [B,K,...] with what they share, [P,W,K,T,H], in float32."""
+  found = jnp.einsum(product, rows.reshape(len(held), -1, held.shape[1], *rows.shape[1:]), held,
+                     preferred_element_type=jnp.float32)
+  return found.reshape(len(rows), *found.shape[3:])
 
 
 def remade(body: Callable[..., Any], remat: str) -> Callable[..., Any]:
@@ -208,7 +229,7 @@ class Layer(nnx.Module):
 
   def __call__(self, x: jax.Array, position: jax.Array, visible: jax.Array, cache: LayerCache | None = None,
                index: jax.Array | int = 0, at: jax.Array | None = None) -> tuple[jax.Array, LayerCache]:
-    """x [B,T,d] -> [B,T,d]; with a cache, this call's keys go to places index..index+T of it and all of it is seen.
+    """x [B,T,d] -> [B,T,d]; with a cache, this call's keys go to places index..index+T of its own and all of it is seen.
 
     With `at`, int[B,M], it gives those positions alone, [B,M,d], and visible is bool[B,M,S].
     """
@@ -231,11 +252,13 @@ class Layer(nnx.Module):
       queries, keys = self.query_norm(queries), self.key_norm(keys)
     queries, keys = turn(queries, taken(position, at)), turn(keys, position)
     values = heads(self._project(x, 'value'), config.kv_heads).swapaxes(1, 2)
+    prompt = None
     if cache is not None:
       keys = jax.lax.dynamic_update_slice_in_dim(cache.keys, keys, index, axis=2)
       values = jax.lax.dynamic_update_slice_in_dim(cache.values, values, index, axis=2)
-    seen = attend(queries, keys, values, visible).swapaxes(1, 2)
-    return self._project(seen.reshape(*seen.shape[:2], -1), 'out'), LayerCache(keys, values)
+      prompt = cache.prompt
+    seen = attend(queries, keys, values, visible, prompt).swapaxes(1, 2)
+    return self._project(seen.reshape(*seen.shape[:2], -1), 'out'), LayerCache(keys, values, prompt)
 
   def _mlp(self, x: jax.Array) -> jax.Array:
     gated = _ACTIVATIONS[self.config.activation](self._project(x, 'gate')) * self._project(x, 'up')

@@ -173,9 +173,9 @@ class Backbone(nnx.Module):
     Args:
       layers: `trunk.unstack()`, made once outside the loop.
       text, codes, modality, place, position: int[B], codes [B,D], of the position to read.
-      cache: its place `index` is written.
+      cache: its place `index` is written, of those that are each row's own.
       index: int, the same for all rows.
-      visible: bool[B,S], which places of the cache each row sees, `index` included.
+      visible: bool[B,S], which places of the cache each row sees, the shared ones first, and the one of `index` included.
     """
     plain = self.embed(text, codes, modality, place)[:, None]
     x = self.mix(plain, cache.recent, position[:, None])

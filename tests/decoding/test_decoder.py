@@ -300,15 +300,34 @@ def test_draws_follow_the_request_id_not_the_place_in_the_batch():
   assert (again.tokens.text != straight.tokens.text).any()
 
 
-def test_a_group_is_diverse_and_its_members_equal_single_requests():
+@pytest.mark.parametrize('config', ['plain', 'guided'])
+def test_a_group_is_diverse_and_its_members_equal_single_requests(config):
   layout_, _, params = setting('flat')
-  _, group = decoded('flat', 'plain')
+  _, group = decoded('flat', config)
   repeated = [prompt for prompt in prompts_of(layout_) for _ in range(4)]
-  single = jax.device_get(writer_of('flat', 'plain').decode(params, repeated))
+  single = jax.device_get(writer_of('flat', config).decode(params, repeated))
   np.testing.assert_array_equal(group.tokens.text, single.tokens.text)
   np.testing.assert_array_equal(group.tokens.codes, single.tokens.codes)
   for rows in group.tokens.text.reshape(4, 4, -1):
     assert len({row.tobytes() for row in rows}) == 4
+
+
+@pytest.mark.parametrize('config', ['plain', 'guided'])
+def test_a_group_holds_its_prompt_once(config):
+  layout_, definition, params = setting('flat')
+  mesh = sharding.make_mesh({'fsdp': 2, 'tensor': 4})
+  writer = Decoder(definition, layout_, mesh, CONFIGS[config])
+  prompts = writer.stack(prompts_of(layout_))
+  start = lambda params, prompts, requests, group: writer.start(writer.bind(params), prompts, requests, group)
+  held = lambda count, group: jax.eval_shape(
+      functools.partial(start, group=group), params, jax.tree.map(lambda a: a[:count], prompts), np.arange(count * group)).cache
+  width, length = len(CONFIGS[config].branches), prompts.text.shape[1]
+  (layer, *_), (alone, *_), (odd, *_) = held(4, 4).layers, held(4, 1).layers, held(3, 4).layers
+  assert layer.keys.shape[:1] + layer.keys.shape[2:3] == (16 * width, 0)
+  assert layer.prompt.keys.shape[:2] + layer.prompt.keys.shape[3:4] == (4, width, length)
+  assert alone.prompt is None and alone.keys.shape[2] == length
+  # Three prompts do not divide between two devices: each of the twelve rows keeps its own where it is.
+  assert odd.prompt is None and odd.keys.shape[:1] + odd.keys.shape[2:3] == (12 * width, length)
 
 
 @hypothesis.settings(max_examples=8, deadline=None)
