@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shlex
 import sys
 
 from intersyn_jax.errors import UserError
@@ -37,7 +38,7 @@ def main(arguments: list[str]) -> int:
     settings.cache()
     with processes.joined():
       study = importlib.import_module(f'intersyn_jax.studies.{name}')
-      study.run(command.config, command.workdir, seeds, 'python -m intersyn_jax.studies ' + ' '.join(arguments))
+      study.run(command.config, command.workdir, seeds, f'python -m intersyn_jax.studies {shlex.join(arguments)}')
   except UserError as e:
     print(f'error: {" ".join(str(e).split())}', file=sys.stderr)
     return 2
