@@ -1,6 +1,8 @@
 """Studies: the command line, rows, verdicts and pooling on made-up scores, and what seeds share."""
 
 import json
+import pathlib
+import shlex
 
 import ml_collections
 import numpy as np
@@ -43,6 +45,15 @@ def test_command_line(capsys, tmp_path):
   assert '--seeds=a' in error_of(capsys, 'main_job', '--seeds=a')
   assert 'different whole numbers' in error_of(capsys, 'main_job', '--seeds=1,1')
   assert 'equals sign' in error_of(capsys, 'main_job', '--seeds', '1')
+
+
+def test_the_command_on_a_page_can_be_pasted_into_a_shell(monkeypatch, tmp_path):
+  told = []
+  monkeypatch.setattr(main_job, 'run', lambda config, workdir, seeds, command: told.append(command))
+  config = pathlib.Path(__file__).parents[2] / 'configs/storyworld.py:smoke'
+  arguments = ['main_job', f'--config={config}', f'--workdir={tmp_path}', "--config.judge.baselines=('mean', 'clip')"]
+  assert cli.main(arguments) == 0
+  assert shlex.split(told[0]) == ['python', '-m', 'intersyn_jax.studies', *arguments]
 
 
 def test_seeds():
