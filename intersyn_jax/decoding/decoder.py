@@ -238,7 +238,7 @@ class Decoder:
     each = lambda *parts: self._rows(jnp.repeat(jnp.stack(parts, axis=1), group, axis=0).reshape(
         rows * len(parts), *parts[0].shape[1:]))
     hidden, recent, seen = jax.tree.map(each, *((hidden, cache.recent, real) for hidden, cache, real in branches))
-    if group > 1 and len(prompts.text) % sharding.row_multiple(self.mesh) == 0:
+    if self._shares(len(prompts.text), group):
       layers = [self._shared(parts, group) for parts in zip(*(cache.layers for _, cache, _ in branches), strict=True)]
     else:
       layers = jax.tree.map(each, *(cache.layers for _, cache, _ in branches))
@@ -250,6 +250,11 @@ class Decoder:
         request=jnp.asarray(request_ids, jnp.uint32), count=count, place=count - 1, images=count, steps=count,
         finish=jnp.where(idle, END, GOING).astype(jnp.int8), said=jnp.zeros((rows, words), bool),
         position=jnp.repeat(position, group, axis=0).astype(jnp.int32), seen=seen, hidden=hidden, cache=Cache(layers, recent))
+
+  def _shares(self, prompts: int, group: int) -> bool:
+    """Whether keys and values of a prompt are held once for its group: where prompts divide among the devices. Not on TPU: there
+    the compiler makes up for it with copies of what each row has of its own (docs/compile.md)."""
+    return group > 1 and prompts % sharding.row_multiple(self.mesh) == 0 and self.mesh.devices.flat[0].platform != 'tpu'
 
   def _shared(self, branches: Sequence[LayerCache], group: int) -> LayerCache:
     """A layer's keys and values [P,K,T,H] of each branch, held once for all G rows of a prompt, with no places of these yet."""
