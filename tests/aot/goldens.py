@@ -43,7 +43,8 @@ class Case(NamedTuple):
   @property
   def name(self) -> str:
     config = pathlib.Path(self.config).name.replace('.py', '').replace(':', '-').replace('@', '-')
-    return f'{config}-{self.stage}-{self.topology.replace(":", "-")}'
+    split = ''.join(f'-tensor{flag.rpartition("=")[2]}' for flag in self.flags if flag.startswith('--config.mesh.tensor='))
+    return f'{config}-{self.stage}-{self.topology.replace(":", "-")}{split}'
 
 
 EIGHT = tuple(f'--config.{field}=8' for field in ('judge.rows', 'decode.rows', 'grpo.prompts'))
@@ -52,6 +53,9 @@ QUICK = (Case('configs/storyworld.py:smoke', 'judge', 'v5e:2x4', EIGHT),
               (*EIGHT, '--config.model.layers=1', '--config.decode.max_positions=16')))
 """What `make test` compiles too."""
 
+PAIRS = ('--config.mesh.tensor=2',)
+"""Layers split between two chips, which many chips receive less by."""
+
 CASES = {case.name: case for case in (
     *QUICK,
     *(Case(f'configs/{name}.py:7b{size}@{chip}{"-rollout" if stage != "warmup" and chip != "v5p" else ""}', stage, topology)
@@ -59,8 +63,9 @@ CASES = {case.name: case for case in (
       for stage in ('warmup', 'grpo', 'decode') for name, size in (('vila_u', '-256'), ('anole', ''))),
     *(Case(f'configs/{name}.py', 'warmup', 'v5e:4x4', ('--config.warmup.rows=16',)) for name in ('opening', 'own', 'judged')),
     *(Case(f'configs/{name}@v5e', 'warmup', 'v5e:4x4') for name in ('emu3.py:8b', 'liquid.py:7b', 'janus_pro.py:7b')),
-    Case('configs/vila_u.py:7b-256@v5e', 'warmup', 'v5e:16x16', ('--config.warmup.rows=256',)),
-    Case('configs/vila_u.py:7b-256@v5p', 'warmup', 'v5p:4x8x8', ('--config.warmup.rows=512',)),
+    *(Case('configs/vila_u.py:7b-256@v5e', 'warmup', 'v5e:16x16', ('--config.warmup.rows=256', *more)) for more in ((), PAIRS)),
+    *(Case('configs/vila_u.py:7b-256@v5p', 'warmup', 'v5p:4x8x8', ('--config.warmup.rows=512', *more)) for more in ((), PAIRS)),
+    Case('configs/vila_u.py:7b-256@v5p', 'warmup', 'v5p:4x4x4', PAIRS),
     Case('configs/vila_u.py:7b-256@v5p', 'warmup', 'v5p:8x8x16', ('--config.warmup.rows=1024', '--config.mesh.tensor=8')),
 )}
 
