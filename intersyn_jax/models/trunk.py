@@ -162,7 +162,7 @@ def attend(queries: jax.Array, keys: jax.Array, values: jax.Array, visible: jax.
   grouped = queries.reshape(b, k, (n // k) * t, h)
   weights = jnp.einsum('bkqh,bksh->bkqs', grouped, keys, preferred_element_type=jnp.float32)
   if prompt is not None:
-    weights = jnp.concatenate([_of_prompt('pgwkqh,pwksh->pgwkqs', grouped, prompt.keys), weights], axis=-1)
+    weights = jnp.concatenate([_of_prompt('pwkgqh,pwksh->pwkgqs', grouped, prompt.keys), weights], axis=-1)
   weights = jnp.where(visible[:, None], weights.reshape(b, n, t, s) * h ** -0.5, -1e9)
   weights = jnp.exp(weights - jax.lax.stop_gradient(jnp.max(weights, axis=-1, keepdims=True)))
   # Normalised after the product with the values: one pass less over [T,S].
@@ -171,15 +171,16 @@ def attend(queries: jax.Array, keys: jax.Array, values: jax.Array, visible: jax.
   first = s - keys.shape[2]
   seen = jnp.einsum('bkqs,bksh->bkqh', weights[..., first:], values)
   if prompt is not None:
-    seen = seen + _of_prompt('pgwkqs,pwksh->pgwkqh', weights[..., :first], prompt.values).astype(seen.dtype)
+    seen = seen + _of_prompt('pwkgqs,pwksh->pwkgqh', weights[..., :first], prompt.values).astype(seen.dtype)
   return (seen.reshape(b, n, t, h) / total).astype(queries.dtype)
 
 
 def _of_prompt(product: str, rows: jax.Array, held: jax.Array) -> jax.Array:
   """A product of rows [B,K,...] with what they share, [P,W,K,T,H], in float32."""
-  found = jnp.einsum(product, rows.reshape(len(held), -1, held.shape[1], *rows.shape[1:]), held,
-                     preferred_element_type=jnp.float32)
-  return found.reshape(len(rows), *found.shape[3:])
+  grouped = rows.reshape(len(held), -1, held.shape[1], *rows.shape[1:])
+  # What is shared leads: XLA of jax 0.12 on CPU has no bfloat16 product whose leading dimensions are in another order.
+  found = jnp.einsum(product, jnp.moveaxis(grouped, 1, 3), held, preferred_element_type=jnp.float32)
+  return jnp.moveaxis(found, 3, 1).reshape(*rows.shape[:-1], found.shape[-1])
 
 
 def remade(body: Callable[..., Any], remat: str) -> Callable[..., Any]:

@@ -148,9 +148,13 @@ def train_settings(run: Run) -> float:
     if _done(run, name) < run.config.grpo.steps:
       run.say(f'setting {name}')
       grpo.train(Run(of_setting(run.config, name), run.workdir), f'grpo/{name}')
-  rows = read_rows(run.workdir / 'grpo' / FULL / 'metrics.jsonl')
-  each = sorted(sum(row[f'seconds.{part}'] for part in USEFUL) for row in rows)
-  return each[len(each) // 2] * run.config.grpo.steps
+  return _median(run.workdir / 'grpo' / FULL, USEFUL) * run.config.grpo.steps
+
+
+def _median(folder: epath.Path, parts: Sequence[str]) -> float:
+  """Seconds that parts of the work take between two rows of a folder's metrics; what was compiled does not count."""
+  each = sorted(sum(row.get(f'seconds.{part}', 0.0) for part in parts) for row in read_rows(folder / 'metrics.jsonl'))
+  return each[len(each) // 2]
 
 
 def _done(run: Run, setting: str) -> int:
@@ -166,8 +170,8 @@ def train_controls(run: Run, seconds: float) -> None:
   plain.mix = {split: weight for split, weight in section.mix.items() if 'interleaved' not in split}
   noted = run.directory('grpo') / 'controls.json'
   if not noted.exists():  # measured once, or a resumed study would train it for another time
-    rate = section.steps / run.summary('warmup')['seconds']
-    noted.write_text(json.dumps({'steps': max(section.log_every, round(rate * seconds)), 'seconds': seconds}))
+    each = _median(run.workdir / 'warmup', ('data', 'update')) / section.log_every
+    noted.write_text(json.dumps({'steps': max(section.log_every, round(seconds / each)), 'seconds': seconds, 'each': each}))
   steps = {NONE: section.steps, LONG: json.loads(noted.read_text())['steps']}
   for name, fields, start in ((NONE, plain, parts.start), (LONG, section, lambda: parts.policy(WARMUP))):
     folder = run.workdir / 'grpo' / name
@@ -217,7 +221,7 @@ def page(rows: Sequence[Row], runs: Mapping[int, Run], command: str) -> str:
   for seed, one in runs.items():
     found = json.loads((one.workdir / 'grpo' / 'controls.json').read_text())
     parts.append(f'- seed {seed}: the iterations of `full` took {found["seconds"]:.0f} s (their median times their number), '
-                 f'`warmup_long` has {found["steps"]} steps more than `warmup`')
+                 f'`warmup_long` has {found["steps"]} steps more than `warmup`, of {found["each"]:.3f} s')
   return '\n'.join([*parts, ''])
 
 
