@@ -5,7 +5,7 @@
 #   launch/local.sh install [EXTRAS]    only the environment, with EXTRAS (comma-separated) besides that extra
 #
 # Environment: PYTHON (default python3) makes the environment, VENV (default .venv) is its folder,
-# EXTRA (cpu, cuda, tpu) overrides what the machine seems to be.
+# EXTRA (cpu, cuda, tpu) overrides what the machine seems to be, JAX_NUM_CPU_DEVICES (default 2) into how many devices a CPU is cut.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -53,5 +53,7 @@ else
   install "$(machine)"
   # glibc gives large pages to large arrays: on a CPU a quarter of the time goes to page faults otherwise.
   export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
+  # Two devices that share the rows use two cores better than two threads that share each small product (docs/performance.md).
+  if [[ $(machine) == cpu ]] && (($(nproc) > 1)); then export JAX_NUM_CPU_DEVICES=${JAX_NUM_CPU_DEVICES:-2}; fi
   exec "$venv/bin/python" -m intersyn_jax "$@"
 fi

@@ -2,7 +2,8 @@
 
 - `text`: answers of text by a Llama-shaped model, eight to each of eight prompts, 64 + 192 tokens, float32. The peers
   (`grpo_peers`, extra `peers`) train the same weights with the same loss in processes of their own. Each, ours too, has the
-  micro-batch that it is quickest with; all take turns.
+  micro-batch that it is quickest with; all take turns. Ours spreads its rows over all devices: `JAX_NUM_CPU_DEVICES` says into
+  how many a CPU is cut.
 - `images`: the same with images in the answers, ours alone: no peer writes them.
 
 The reward costs nothing, and there is no judge: what it takes is measured by benchmark `judge`. The floor is the matrix products
@@ -27,6 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from intersyn_jax import sharding
 from intersyn_jax.benchmarks import decode, grpo_peers
 from intersyn_jax.benchmarks.decode import Model
 from intersyn_jax.benchmarks.grpo_peers import PHASES, Job
@@ -93,7 +95,7 @@ class Ours:
   def __init__(self, model: Model, params: Params, work: Work, micro_batch: int):
     self._draw = lambda _: (decode.prompts(work.prompts, work.prompt, model.vocabulary), np.zeros(work.prompts, np.int32))
     # Nothing but the room ends an answer: the stop token is one that no model may choose.
-    decoder = Decoder(model.definition, model.layout, decode._one_device(), DecodeConfig(
+    decoder = Decoder(model.definition, model.layout, _mesh(), DecodeConfig(
         max_positions=work.new, max_images=work.images, stop=('<pad>',), chunk=decode.CHUNK))
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-6), 10**6)
     self._trainer = Trainer(
@@ -122,6 +124,15 @@ class Ours:
     times = self._trainer.times.take()
     rollout, reference = times['seconds.rollout'], times['seconds.reward']
     return dict(zip(PHASES, (rollout, reference, whole - rollout - reference), strict=True))
+
+
+def _mesh() -> jax.sharding.Mesh:
+  return sharding.make_mesh({'fsdp': -1})
+
+
+def _spread(model: Model, params: Params) -> Params:
+  """Parameters as training lays them out."""
+  return jax.device_put(params, model.definition.shardings(_mesh()))
 
 
 def _no_judge(params: Params, tokens: TokenBatch) -> JudgeScores:
@@ -175,7 +186,7 @@ def operations(model: Model, work: Work) -> dict[str, float]:
 
 def _text(case: str, model: Model, work: Work, runs: int) -> Iterator[Row]:
   """Seconds of an iteration and of its phases, against each peer that this machine has."""
-  params = decode._params(model)
+  params = _spread(model, decode._params(model))
   size, ours = quickest(lambda size: Ours(model, params, work, size), work.micro_batches)
   label = lambda metric, size: f'{metric}, {size} answers at a time'
   with contextlib.ExitStack() as stack:
@@ -200,7 +211,7 @@ def _text(case: str, model: Model, work: Work, runs: int) -> Iterator[Row]:
 
 def _images(case: str, model: Model, work: Work, runs: int) -> Iterator[Row]:
   """Seconds of an iteration whose answers hold images, and of its phases."""
-  params = decode._eager(decode._params(model), model.layout)
+  params = _spread(model, decode._eager(decode._params(model), model.layout))
   size, ours = quickest(lambda size: Ours(model, params, work, size), work.micro_batches)
   (mine,), _ = in_turn([ours], runs)
   what = f'{size} answers at a time, {(ours.modality == CODES).mean():.0%} of images'

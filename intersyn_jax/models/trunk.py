@@ -108,6 +108,10 @@ class LayerCache:
   prompt: LayerCache | None = None
 
 
+Rotation = tuple[jax.Array, jax.Array]
+"""Cosines and sines [B,T,H/2] of the angles by which queries and keys are turned."""
+
+
 class RMSNorm(nnx.Module):
   """Root-mean-square norm with a learned scale, computed in float32."""
 
@@ -135,13 +139,18 @@ class LayerNorm(nnx.Module):
     return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 
-def rotate(x: jax.Array, position: jax.Array, base: float, scale: float = 1.0) -> jax.Array:
-  """Rotary position embedding of x [B,N,T,H] at positions [B,T] / scale (halves paired, as Llama does)."""
-  half = x.shape[-1] // 2
-  frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half) / scale
-  angle = position[:, None, :, None].astype(jnp.float32) * frequency
-  cos, sin = jnp.cos(angle), jnp.sin(angle)
-  a, b = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
+def rotation(position: jax.Array, config: TrunkConfig) -> Rotation:
+  """Cosines and sines of the rotary embedding at positions int[B,T]. They are made once for all heads and layers."""
+  half = config.head_width // 2
+  frequency = config.rope_base ** (-jnp.arange(half, dtype=jnp.float32) / half) / config.rope_scale
+  angle = position[..., None].astype(jnp.float32) * frequency
+  return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x: jax.Array, by: Rotation) -> jax.Array:
+  """Rotary position embedding of x [B,N,T,H] (halves paired, as Llama does)."""
+  cos, sin = (part[:, None] for part in by)
+  a, b = (part.astype(jnp.float32) for part in jnp.split(x, 2, axis=-1))
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
@@ -228,30 +237,31 @@ class Layer(nnx.Module):
       setattr(self, f'{name}_lora_in', param(rngs, (inputs, rank), (into, 'rank'), held='float32'))
       setattr(self, f'{name}_lora_out', param(rngs, (rank, outputs), ('rank', out), constant(0.0), held='float32'))
 
-  def __call__(self, x: jax.Array, position: jax.Array, visible: jax.Array, cache: LayerCache | None = None,
+  def __call__(self, x: jax.Array, by: Rotation, visible: jax.Array, cache: LayerCache | None = None,
                index: jax.Array | int = 0, at: jax.Array | None = None) -> tuple[jax.Array, LayerCache]:
     """x [B,T,d] -> [B,T,d]; with a cache, this call's keys go to places index..index+T of its own and all of it is seen.
 
-    With `at`, int[B,M], it gives those positions alone, [B,M,d], and visible is bool[B,M,S].
+    Queries and keys are turned `by` the positions of x. With `at`, int[B,M], it gives those positions alone, [B,M,d], and visible
+    is bool[B,M,S].
     """
     if self.config.swin_norm:
-      y, cache = self._attend(x, position, visible, cache, index, at)
+      y, cache = self._attend(x, by, visible, cache, index, at)
       x = taken(x, at) + self.attention_norm(y)
       return x + self.mlp_norm(self._mlp(x)), cache
-    y, cache = self._attend(self.attention_norm(x), position, visible, cache, index, at)
+    y, cache = self._attend(self.attention_norm(x), by, visible, cache, index, at)
     x = taken(x, at) + y
     return x + self._mlp(self.mlp_norm(x)), cache
 
-  def _attend(self, x: jax.Array, position: jax.Array, visible: jax.Array, cache: LayerCache | None,
+  def _attend(self, x: jax.Array, by: Rotation, visible: jax.Array, cache: LayerCache | None,
               index: jax.Array | int, at: jax.Array | None) -> tuple[jax.Array, LayerCache]:
     config = self.config
     heads = lambda y, count: y.reshape(*y.shape[:2], count, config.head_width)
-    turn = lambda y, position: rotate(y.swapaxes(1, 2), position, config.rope_base, config.rope_scale)
     queries = heads(self._project(taken(x, at), 'query'), config.heads)
     keys = heads(self._project(x, 'key'), config.kv_heads)
     if config.qk_norm:
       queries, keys = self.query_norm(queries), self.key_norm(keys)
-    queries, keys = turn(queries, taken(position, at)), turn(keys, position)
+    queries = rotate(queries.swapaxes(1, 2), jax.tree.map(lambda a: taken(a, at), by))
+    keys = rotate(keys.swapaxes(1, 2), by)
     values = heads(self._project(x, 'value'), config.kv_heads).swapaxes(1, 2)
     prompt = None
     if cache is not None:
@@ -295,7 +305,8 @@ class Trunk(nnx.Module):
     graph, params = nnx.split(self.layers)
     x, _ = self._scan(x, position, visible, first=self.config.layers - 1)
     seen = taken(visible.matrix() if isinstance(visible, Documents) else visible, at)
-    last = lambda layer, x: nnx.merge(graph, layer)(sharding.spread(x), position, seen, at=at)[0]
+    by = rotation(position, self.config)
+    last = lambda layer, x: nnx.merge(graph, layer)(sharding.spread(x), by, seen, at=at)[0]
     return self.norm(sharding.spread(remade(last, self.config.remat)(jax.tree.map(lambda a: a[-1], params), x)))
 
   def read(self, x: jax.Array, position: jax.Array, visible: jax.Array | Documents) -> tuple[jax.Array, LayerCache]:
@@ -310,20 +321,21 @@ class Trunk(nnx.Module):
       params = jax.tree.map(lambda a: a[:first], params)
     if isinstance(visible, Documents) and not attention.has_kernel(x, self.config.head_width):
       visible = visible.matrix()  # once, and not in every layer
+    by = rotation(position, self.config)
 
     def body(x: jax.Array, inputs: tuple[Params, LayerCache | None]) -> tuple[jax.Array, LayerCache | None]:
       layer, old = inputs
       room, index = (None, 0) if old is None else (_with_room(old, *x.shape[:2]), old.keys.shape[2])
-      x, cache = nnx.merge(graph, layer)(sharding.spread(x), position, visible, room, index)
+      x, cache = nnx.merge(graph, layer)(sharding.spread(x), by, visible, room, index)
       return sharding.spread(x), cache if keep else None
 
     return jax.lax.scan(remade(body, self.config.remat), x, (params, before))
 
   def prefill(self, x: jax.Array, position: jax.Array, visible: jax.Array | Documents) -> tuple[jax.Array, list[LayerCache]]:
     """The same, also returning the keys and values [B,K,T,H] of every layer."""
-    caches = []
+    caches, by = [], rotation(position, self.config)
     for layer in self.unstack():
-      x, cache = layer(x, position, visible)
+      x, cache = layer(x, by, visible)
       caches.append(cache)
     return self.norm(x), caches
 

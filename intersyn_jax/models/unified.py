@@ -21,7 +21,7 @@ from intersyn_jax.models.attention import Documents
 from intersyn_jax.models.definition import Definition, normal, param
 from intersyn_jax.models.image_embeddings import EMBEDDINGS, Projector
 from intersyn_jax.models.image_heads import HEADS
-from intersyn_jax.models.trunk import REMAT, LayerCache, Trunk, TrunkConfig, same_document
+from intersyn_jax.models.trunk import REMAT, LayerCache, Trunk, TrunkConfig, rotation, same_document
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,9 +179,9 @@ class Backbone(nnx.Module):
     """
     plain = self.embed(text, codes, modality, place)[:, None]
     x = self.mix(plain, cache.recent, position[:, None])
-    caches = []
+    caches, by = [], rotation(position[:, None], self.trunk.config)
     for layer, old in zip(layers, cache.layers, strict=True):
-      x, new = layer(x, position[:, None], visible[:, None], old, index)
+      x, new = layer(x, by, visible[:, None], old, index)
       caches.append(new)
     recent = jnp.concatenate([cache.recent, plain], axis=1)[:, 1:]
     return self.trunk.norm(x)[:, 0], Cache(caches, recent)
