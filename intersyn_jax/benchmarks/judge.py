@@ -30,7 +30,7 @@ from intersyn_jax.judge.model import SynJudge
 from intersyn_jax.judge.views import Widths
 from intersyn_jax.models import unified
 from intersyn_jax.models.definition import Definition, Params
-from intersyn_jax.models.trunk import Layer, TrunkConfig, same_document
+from intersyn_jax.models.trunk import Layer, TrunkConfig, rotation, same_document
 from intersyn_jax.models.unified import ModelConfig
 
 GOAL = 0.30
@@ -179,8 +179,9 @@ def layer_cost(config: TrunkConfig, batch: TokenBatch) -> Cost:
   """Of one layer over rows [B,T]."""
   definition = Definition(lambda rngs: Layer(config, rngs), config.dtype)
   x = jax.ShapeDtypeStruct((*batch.text.shape, config.width), config.dtype)
-  step = lambda params, x, position, document: definition.bind(params)(x, position, same_document(document))[0]
-  return Cost.of(step, definition.shapes, x, batch.position, batch.document)
+  by = jax.eval_shape(lambda position: rotation(position, config), batch.position)
+  step = lambda params, x, by, document: definition.bind(params)(x, by, same_document(document))[0]
+  return Cost.of(step, definition.shapes, x, by, batch.document)
 
 
 def _abstract(rows: int, length: int, depth: int) -> TokenBatch:

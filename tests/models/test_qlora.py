@@ -15,7 +15,7 @@ from intersyn_jax import sharding
 from intersyn_jax.errors import UserError
 from intersyn_jax.models import lora, quantised
 from intersyn_jax.models.definition import Definition
-from intersyn_jax.models.trunk import KERNELS, LayerCache, Trunk, TrunkConfig
+from intersyn_jax.models.trunk import KERNELS, LayerCache, Trunk, TrunkConfig, rotation
 from intersyn_jax.training.trees import flat, unflat
 from tests import small_model as small
 
@@ -115,8 +115,9 @@ def test_forward_and_decoding_compute_with_the_numbers_that_are_held(kind):
 
     def step(caches, t):
       y, new = jax.lax.dynamic_slice_in_dim(x, t, 1, 1), []
+      by = rotation(jnp.full((ROWS[0], 1), t), trunk.config)
       for layer, cache in zip(layers, caches, strict=True):
-        y, cache = layer(y, jnp.full((ROWS[0], 1), t), jax.lax.dynamic_slice_in_dim(CAUSAL, t, 1, 1), cache, t)
+        y, cache = layer(y, by, jax.lax.dynamic_slice_in_dim(CAUSAL, t, 1, 1), cache, t)
         new.append(cache)
       return new, trunk.norm(y)[:, 0]
 
