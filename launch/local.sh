@@ -53,7 +53,7 @@ else
   install "$(machine)"
   # glibc gives large pages to large arrays: on a CPU a quarter of the time goes to page faults otherwise.
   export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
-  # Two devices that share the rows use two cores better than two threads that share each small product (docs/performance.md).
+  # Two devices share the rows of a batch, where two threads would share each small product (docs/performance.md).
   if [[ $(machine) == cpu ]] && (($(nproc) > 1)); then export JAX_NUM_CPU_DEVICES=${JAX_NUM_CPU_DEVICES:-2}; fi
   exec "$venv/bin/python" -m intersyn_jax "$@"
 fi
